@@ -1,0 +1,255 @@
+"""Starts and stops the servers that a bench measures, each pinned to one core.
+
+A Stage owns a temporary folder and every process started in it; leaving it, by whatever way, stops
+them by their process ids and removes the folder. Nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+START_S_MAX = 20.0
+STOP_S_MAX = 10.0
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+NGINX_CONF = """\
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr error;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    server {{
+        listen {address};
+        location / {{ return 200; }}
+    }}
+}}
+"""
+
+
+class ServerError(RuntimeError):
+    """A server ended, or did not get ready in time; the message carries the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One child process and the file that its output goes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_until(self, claim: str, is_true: Callable[[], bool]) -> None:
+        """Poll until is_true; raise ServerError when the process ends or time runs out first."""
+        deadline = time.monotonic() + START_S_MAX
+        while not is_true():
+            exit_code = self.process.poll()
+            if exit_code is not None:
+                raise ServerError(f"{self.name} ended with {exit_code} before it was {claim}:\n{self._tail()}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.name} was not {claim} in {START_S_MAX:g} s:\n{self._tail()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_S_MAX)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A server that answers checks: where, and, for a limiter node, its admin address."""
+
+    server: Server
+    http: str
+    admin: str = ""
+
+
+class Stage:
+    """The servers of one bench and the folder they live in."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="limiter-bench-"))
+        self._servers: list[Server] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in reversed(self._servers):
+            server.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, name: str, argv: Sequence[str], *, cpu: int) -> Server:
+        """Start a process on that core; it is told to end should this one be killed."""
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["taskset", "-c", str(cpu), "setpriv", "--pdeathsig", "TERM", *argv],
+                cwd=CHECKOUT,
+                env={name: value for name, value in os.environ.items() if not name.startswith("LIMITER_")},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for the bench, which then stops them in order
+            )
+        server = Server(name, process, log)
+        self._servers.append(server)
+        return server
+
+    def nginx(self, *, cpu: int) -> Node:
+        """Start an nginx that only says 200."""
+        address = f"127.0.0.1:{free_port()}"
+        conf = self.folder / "nginx.conf"
+        conf.write_text(NGINX_CONF.format(folder=self.folder, address=address))
+        server = self.start("nginx", ["nginx", "-e", "stderr", "-c", str(conf)], cpu=cpu)
+        server.wait_until("listening", lambda: answers(f"http://{address}/"))
+        return Node(server, address)
+
+    def aiohttp_app(self, *, cpu: int) -> Node:
+        """Start the aiohttp application."""
+        port = free_port()
+        server = self.start("aiohttp", [sys.executable, "-m", "bench.aiohttp_app", str(port)], cpu=cpu)
+        address = f"127.0.0.1:{port}"
+        server.wait_until("listening", lambda: answers(f"http://{address}/v1/check?rule=bench&key=a"))
+        return Node(server, address)
+
+    def etcd(self, *, cpu: int) -> str:
+        """Start an etcd of one member; return its client URL."""
+        client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        argv = ["etcd", "--name", "bench", "--data-dir", str(self.folder / "etcd"), "--logger", "zap"]
+        argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
+        argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        argv += ["--initial-cluster", f"bench={peer}", "--log-level", "error"]
+        server = self.start("etcd", argv, cpu=cpu)
+        server.wait_until("healthy", lambda: answers(f"{client}/health"))
+        return client
+
+    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> Node:
+        """Start a node without etcd that enforces these rules."""
+        path = self.folder / f"{name}-rules.json"
+        path.write_text(json.dumps({"rules": rules}))
+        return self.node(name, ["--rules", str(path)], cpu=cpu)
+
+    def node(self, name: str, options: Sequence[str], *, cpu: int) -> Node:
+        """Start a node on free ports and wait until it is ready."""
+        argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
+        for listener in ("--http", "--admin", "--peer"):
+            argv += [listener, "127.0.0.1:0"]
+        server = self.start(name, argv, cpu=cpu)
+        server.wait_until("listening", lambda: _listening(server.log) is not None)
+        where = _listening(server.log) or {}
+        server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
+        return Node(server, http=where["http"], admin=where["admin"])
+
+
+def put(etcd: str, key: str, value: object) -> None:
+    """Write one JSON value with etcdctl."""
+    subprocess.run(
+        ["etcdctl", "--endpoints", etcd, "put", key, json.dumps(value)],
+        env={**os.environ, "ETCDCTL_API": "3"},
+        stdout=subprocess.DEVNULL,
+        timeout=10,
+        check=True,
+    )
+
+
+def read_json(url: str) -> Any:
+    """Fetch a JSON document."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def answers(url: str) -> bool:
+    """Say whether the URL gives a 2xx now."""
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port() -> int:
+    """Return a port to listen on from below the range that outgoing connections take theirs from."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def owners(admin: str, keys: Sequence[str]) -> list[str]:
+    """Ask a node who owns each key; pipelined, or 40,000 keys would take minutes."""
+    host, port = admin.rsplit(":", 1)
+    head, tail = b"GET /v1/owner?key=", b" HTTP/1.1\r\nHost: " + admin.encode() + b"\r\n\r\n"
+    found: list[str] = []
+    with (
+        socket.create_connection((host, int(port)), timeout=30) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        for first in range(0, len(keys), 50):
+            chunk = keys[first : first + 50]
+            connection.sendall(b"".join(head + key.encode() + tail for key in chunk))
+            found += [json.loads(_read_body(answer))["owner"] for _ in chunk]
+    return found
+
+
+def _read_body(answer: Any) -> bytes:
+    status = answer.readline()
+    length = 0
+    while (line := answer.readline()) not in (b"\r\n", b""):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    if b" 200 " not in status:
+        raise ServerError(f"/v1/owner answered {status!r}")
+    body: bytes = answer.read(length)
+    return body
+
+
+def _listening(log: Path) -> dict[str, str] | None:
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("event") == "listening":
+            return entry
+    return None

@@ -1,0 +1,106 @@
+"""Who is in the fleet: the values under `nodes/` become ring snapshots.
+
+A member that announces its leave (`"leaving": true`) is out of the ring at once. One whose key vanishes without a
+word has lost its lease, and that is either dead or about to register again: an etcd that was frozen longer than the
+lease drops every lease when it wakes, and all nodes are back within milliseconds. So a lapse takes effect only after
+a grace; until then the ring stays as it is. A dead node costs nothing by that: its peers notice long before.
+
+This module knows neither etcd nor sockets, and time is handed in. Invariants: this node stays in its own ring until
+it leaves by its own will; no ring is empty; the ring's revision never goes back, even where etcd's does (restored from
+a backup): it then stands still until etcd has caught up.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from limiter_node.core.errors import UNDECODABLE, BadRule
+from limiter_node.core.ring import Member, Ring
+from limiter_node.core.rules import NAME_ALLOWED, is_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LAPSE_GRACE_NS = 1_000_000_000
+"""Longer than a node takes to register again (one round trip to etcd), short against every lease."""
+
+WEIGHT_MAX = 100
+_PORT = re.compile("[0-9]{1,5}")
+
+
+class NodeDoc(msgspec.Struct, omit_defaults=True):
+    """A node as it registers. Unknown fields are a newer version's and are ignored."""
+
+    peer: str
+    zone: str | None = None
+    version: str = ""
+    weight: int = 1
+    leaving: bool = False
+
+
+def encode_node(doc: NodeDoc) -> bytes:
+    """The value of `nodes/<id>`."""
+    return msgspec.json.encode(doc)
+
+
+def parse_node(name: str, value: bytes) -> NodeDoc:
+    """Check a value under `nodes/`; raises `BadRule` with every problem."""
+    try:
+        doc = msgspec.json.decode(value, type=NodeDoc)
+    except UNDECODABLE as error:
+        raise BadRule((str(error),)) from None
+    problems = []
+    if not is_name(name):
+        problems.append(f"node id: {name!r} is not allowed; allowed: {NAME_ALLOWED}")
+    host, _, port = doc.peer.rpartition(":")
+    if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        problems.append(f"peer: {doc.peer!r} is not HOST:PORT")
+    if not 1 <= doc.weight <= WEIGHT_MAX:
+        problems.append(f"weight: {doc.weight} is out of range; allowed: 1 to {WEIGHT_MAX}")
+    if problems:
+        raise BadRule(tuple(problems))
+    return doc
+
+
+class Membership:
+    """Keeps the members, and publishes a new ring whenever they change."""
+
+    def __init__(self, node_id: str, publish: Callable[[Ring], None]) -> None:
+        self._node_id = node_id
+        self._publish = publish
+        self._members: dict[str, Member] = {}
+        # Members whose key has vanished: when (monotonic ns), and at which revision.
+        self._lapsed: dict[str, tuple[int, int]] = {}
+        self._revision = 0
+        self._is_stale = False
+
+    def changed(self, name: str, value: bytes | None, revision: int, now_ns: int) -> None:
+        """Take a change of `nodes/<name>`; raises `BadRule` for a bad value, which changes nothing."""
+        if value is None:
+            if name in self._members:
+                self._lapsed.setdefault(name, (now_ns, revision))
+            return
+        doc = parse_node(name, value)
+        self._lapsed.pop(name, None)
+        self._revision = max(self._revision, revision)
+        self._is_stale = True
+        if doc.leaving:
+            self._members.pop(name, None)
+        else:
+            self._members[name] = Member(name, doc.peer, doc.zone, doc.weight, doc.version)
+
+    def settle(self, now_ns: int) -> None:
+        """Publish what has changed, lapses past their grace included; to be called after changes and regularly."""
+        for name, (lapsed_ns, revision) in list(self._lapsed.items()):
+            # This node never drops itself: it registers again as soon as it can.
+            if now_ns - lapsed_ns >= LAPSE_GRACE_NS and name != self._node_id:
+                del self._lapsed[name]
+                del self._members[name]
+                self._revision = max(self._revision, revision)
+                self._is_stale = True
+        if self._is_stale and self._members:
+            self._is_stale = False
+            self._publish(Ring(self._revision, dict(self._members)))

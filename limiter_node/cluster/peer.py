@@ -1,0 +1,262 @@
+"""Links between nodes over TCP: what the router decides to send goes out, what comes in goes to the router.
+
+One outgoing connection per peer carries this node's asks and the peer's answers; the peer's asks come in on
+a connection of its own. All checks of one pass of the loop leave in one write, all answers of one read in
+one write. Both sides say hello first, so that an address that another node has taken over is noticed.
+
+It decides when to dial again (at once, then with jittered backoff up to a second) and when a peer is too slow
+to be written to; everything about checks is the router's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import structlog
+
+from limiter_node.cluster import wire
+from limiter_node.core.errors import BadMessage
+from limiter_node.core.model import Answer, Ask, Frame, Hello
+from limiter_node.core.router import LinkState
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from limiter_node.core.router import Link, Router
+
+log = structlog.get_logger()
+
+BACKOFF_MIN_S = 0.02
+BACKOFF_MAX_S = 1.0
+CONNECT_TIMEOUT_S = 1.0
+ANSWERS_BUFFERED_MAX = 4 << 20
+"""Bytes of answers a peer may leave unread before it is cut off: it would be past every deadline anyway."""
+
+
+class _FrameProtocol(asyncio.Protocol):
+    """The half that both directions share: bytes to frames, and a hello to begin with."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._decoder = wire.Decoder()
+        self._greeted = False
+        self._out: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(wire.encode(Hello(self._node_id, wire.PROTOCOL)))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                if self._greeted:
+                    self.on_frame(frame)
+                else:
+                    self._greet(frame)
+        except BadMessage as error:
+            log.warning("peer sent garbage", peer=self.name(), error=str(error))
+            self.transport.abort()
+        finally:
+            self.write_out()
+
+    def _greet(self, frame: Frame) -> None:
+        if not isinstance(frame, Hello):
+            raise BadMessage("the first frame is no hello")
+        if frame.protocol != wire.PROTOCOL:
+            raise BadMessage(f"protocol {frame.protocol}; this node speaks {wire.PROTOCOL}")
+        self._greeted = True
+        self.on_hello(frame)
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame for the write that ends this read or this flush."""
+        self._out.append(wire.encode(frame))
+
+    def write_out(self) -> None:
+        """Send all that is queued, as one write."""
+        if self._out and not self.transport.is_closing():
+            self.transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def name(self) -> str:
+        """How the other side is called in the log."""
+        return str(self.transport.get_extra_info("peername"))
+
+    def on_hello(self, hello: Hello) -> None:
+        """Take note of who the other side is."""
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take one frame after the hello."""
+        raise BadMessage(f"unexpected {type(frame).__name__}")
+
+
+class PeerServer(_FrameProtocol):
+    """The incoming side: answers the asks of one peer."""
+
+    def __init__(self, router: Router, monotonic_ns: Callable[[], int], connections: set[PeerServer]) -> None:
+        super().__init__(router.node_id)
+        self._router = router
+        self._monotonic_ns = monotonic_ns
+        self._connections = connections
+        self._reading = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._reading = True
+        super().data_received(data)
+        self._reading = False
+        if self.transport.get_write_buffer_size() > ANSWERS_BUFFERED_MAX:
+            log.warning("peer does not read its answers", peer=self.name())
+            self.transport.abort()
+
+    def on_frame(self, frame: Frame) -> None:
+        if not isinstance(frame, Ask):
+            raise BadMessage(f"unexpected {type(frame).__name__} from a peer that asks")
+        self._router.on_ask(frame, self._monotonic_ns(), self._respond)
+
+    def _respond(self, answer: Answer) -> None:
+        self.send(answer)
+        if not self._reading:
+            self.write_out()
+
+
+class _PeerClient(_FrameProtocol):
+    """The outgoing side of one connection."""
+
+    def __init__(self, link: PeerLink) -> None:
+        super().__init__(link.router.node_id)
+        self._link = link
+        loop = asyncio.get_running_loop()
+        self.greeted: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.broken(self)
+        self.greeted.cancel()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def on_hello(self, hello: Hello) -> None:
+        if hello.node_id != self._link.peer_id:
+            raise BadMessage(f"this is {hello.node_id}, not {self._link.peer_id}")
+        self._link.ready(self)
+        self.greeted.set_result(None)
+
+    def on_frame(self, frame: Frame) -> None:
+        if not isinstance(frame, Answer):
+            raise BadMessage(f"unexpected {type(frame).__name__} from a peer that answers")
+        self._link.answered(frame)
+
+
+class PeerLink:
+    """Keeps one connection to the peer of a router's link, and carries its frames (a `router.Carrier`)."""
+
+    def __init__(self, link: Link, router: Router, *, monotonic_ns: Callable[[], int], jitter: random.Random) -> None:
+        self.router = router
+        self._link = link
+        self._monotonic_ns = monotonic_ns
+        self._jitter = jitter
+        self._loop = asyncio.get_running_loop()
+        self._client: _PeerClient | None = None
+        self._is_awake = False
+        self._task = self._loop.create_task(self._keep_connected(), name=f"link to {self.peer_id}")
+
+    @property
+    def peer_id(self) -> str:
+        """The node at the other end."""
+        return self._link.peer.id
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._task.done()
+
+    # For the router.
+
+    def wake(self) -> None:
+        """Flush after this pass of the loop; until the link is ready its outbox just waits."""
+        if self._client is not None and not self._is_awake:
+            self._is_awake = True
+            self._loop.call_soon(self._flush)
+
+    def redial(self) -> None:
+        """Drop the connection, if there is one; `_keep_connected` dials the peer where it is now."""
+        if self._client is not None:
+            log.warning("peer given up, dialling again", peer=self.peer_id, address=self._link.peer.peer)
+            self._client.transport.abort()
+
+    def close(self) -> None:
+        """Stop dialling and close the connection."""
+        self._task.cancel()
+
+    async def closed(self) -> None:
+        """Wait for the end that `close` has begun."""
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # For the connection.
+
+    def ready(self, client: _PeerClient) -> None:
+        """The peer has said who it is: checks may go."""
+        self._client = client
+        self.router.on_up(self._link, self._monotonic_ns())
+
+    def broken(self, client: _PeerClient) -> None:
+        """The connection is gone: whatever waits for an answer is answered without it."""
+        if self._client is client:
+            self._client = None
+            log.info("peer disconnected", peer=self.peer_id)
+        self._down()
+
+    def answered(self, answer: Answer) -> None:
+        """Hand an answer to the router."""
+        self.router.on_answer(self._link, answer, self._monotonic_ns())
+
+    def _down(self) -> None:
+        self.router.on_down(self._link, self._monotonic_ns())
+
+    def _flush(self) -> None:
+        self._is_awake = False
+        if self._client is None:
+            return
+        for ask in self.router.flush(self._link, self._monotonic_ns()):
+            self._client.send(ask)
+        self._client.write_out()
+
+    async def _keep_connected(self) -> None:
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            began_ns = self._monotonic_ns()
+            await self._connect_once()
+            if self._monotonic_ns() - began_ns > BACKOFF_MAX_S * 1e9:
+                backoff_s = BACKOFF_MIN_S  # it held for a while
+            await asyncio.sleep(backoff_s * self._jitter.uniform(0.5, 1.0))
+            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+
+    async def _connect_once(self) -> None:
+        """Dial, and stay until the connection is lost."""
+        host, _, port = self._link.peer.peer.rpartition(":")
+        client: _PeerClient | None = None
+        try:
+            # Until the hello: a frozen peer's kernel accepts connections that nobody will answer.
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, client = await self._loop.create_connection(
+                    lambda: _PeerClient(self), host.removeprefix("[").removesuffix("]"), int(port)
+                )
+                await asyncio.wait((client.greeted,))
+            await client.lost
+        except (OSError, TimeoutError) as error:
+            if self._link.state is not LinkState.DOWN:
+                log.warning("peer unreachable", peer=self.peer_id, error=str(error) or "no answer in time")
+            self._down()
+        finally:
+            if client is not None:
+                client.transport.abort()

@@ -1,0 +1,65 @@
+"""The rulebook: every document people write, in its last good version.
+
+It takes documents by their key below the prefix (`rules/api`, `keys/user:42`, `multipliers/orders`), from etcd or
+from a rules file alike, and puts the good ones in force in the engine. A bad one changes nothing: the version before it
+stays, and the problem stands under its key until the key is mended or deleted.
+
+It knows neither etcd nor files nor time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from limiter_node.core.errors import BadRule
+from limiter_node.core.rules import decode_json, is_name, parse_key_entry, parse_multiplier, parse_rule
+
+if TYPE_CHECKING:
+    from limiter_node.core.engine import Engine
+
+log = structlog.get_logger()
+
+KINDS = ("rules", "keys", "multipliers")
+
+
+class RuleBook:
+    """Puts documents in force; `problems` is {key: what is wrong with its present value}."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.problems: dict[str, str] = {}
+        self.rejected = 0  # bad values seen so far
+        self._engine = engine
+
+    def changed(self, key: str, value: bytes | None, now_ns: int) -> None:
+        """Take the JSON value of a key, or None for a deleted key; keys of other kinds are not the rulebook's."""
+        if key.partition("/")[0] not in KINDS:
+            return
+        try:
+            self.put(key, None if value is None else decode_json(value), now_ns, is_deleted=value is None)
+        except BadRule as bad:
+            self.reject(key, str(bad))
+
+    def put(self, key: str, document: Any, now_ns: int, *, is_deleted: bool = False) -> None:
+        """Take a decoded document; raises `BadRule`, and changes nothing, when it is no good."""
+        kind, _, name = key.partition("/")
+        if kind == "rules":
+            self._engine.set_rule(name, None if is_deleted else parse_rule(name, document), now_ns)
+        elif kind == "keys":
+            self._engine.set_entry(name, None if is_deleted else parse_key_entry(name, document), now_ns)
+        else:
+            if not is_deleted and not is_name(name):
+                raise BadRule((f"backend name: {name!r} is not allowed",))
+            self._engine.set_multiplier(name, None if is_deleted else parse_multiplier(document), now_ns)
+        if self.problems.pop(key, None):
+            log.info("configuration mended", key=key)
+        elif not is_deleted and kind != "keys":
+            log.info("configuration applied", key=key)
+
+    def reject(self, key: str, problem: str) -> None:
+        """Keep what is in force, and say why."""
+        self.rejected += 1
+        if self.problems.get(key) != problem:
+            log.error("configuration rejected, the last good value stays", key=key, problem=problem)
+        self.problems[key] = problem

@@ -1,0 +1,303 @@
+"""The engine: every rule in force on this node and every bucket it holds; a check goes in, a verdict comes out.
+
+It knows rules, key entries, multipliers and plans; it does not know which keys are its own (see `router`), where rules
+come from, or what time it is. Changes take effect between two checks, never within one.
+
+Invariants: a denied check leaves every bucket as it was; no change of numbers forgets what a key has spent; buckets
+in memory never stay above `buckets_max`.
+"""
+
+from __future__ import annotations
+
+from heapq import nsmallest
+from itertools import chain, islice
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.model import Bucket, Check, UnknownRule, Verdict
+from limiter_node.core.plan import Plan
+from limiter_node.core.rules import DEFAULT_SEGMENT
+from limiter_node.core.table import SHARDS, Census, Shard, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from limiter_node.core.rules import KeyEntry, Limit, Multiplier, Rule
+
+SWEEP_PERIOD_NS = 1_000_000_000
+"""How often each table is offered to expire: memory follows the keys active within a refill time plus this."""
+
+TABLES_PER_TICK = 64
+RELEASED_PER_TICK = 10_000
+"""Dead entries freed per tick, about 1 ms; with a tick every 20 ms, half a million a second."""
+
+ROOM_SAMPLE = 4_096
+"""Buckets looked at when room must be made; 1/16 of them go, so a new key past the cap costs 16 looks on average."""
+
+UNREACHABLE_RETRY_NS = 1_000_000_000
+"""When to try again after `on_unreachable: deny`: peers reconnect within a second."""
+
+UNKNOWN_RULE = UnknownRule()
+
+
+class RuleInForce:
+    """A rule with its plans: one per segment, and one per key that has numbers of its own."""
+
+    __slots__ = ("census", "default", "multiplier_ppm", "own", "plans", "relatives", "retired", "rule")
+
+    def __init__(self, rule: Rule, multiplier_ppm: int, now_ns: int, census: Census) -> None:
+        self.census = census
+        self.plans: dict[str, Plan] = {}
+        self.own: dict[str, Plan] = {}
+        # Segments no longer listed, until their last bucket is full: their keys may come back under another plan.
+        self.retired: dict[str, Plan] = {}
+        self.relatives: list[Table] = []
+        self.set_rule(rule, multiplier_ppm, now_ns)
+
+    def set_rule(self, rule: Rule, multiplier_ppm: int, now_ns: int) -> None:
+        """Put another version of the rule, or another multiplier, in force."""
+        self.rule = rule
+        self.multiplier_ppm = multiplier_ppm
+        for segment in self.plans.keys() - rule.limits.keys():
+            self.retired[segment] = self.plans.pop(segment)
+        for segment, limit in rule.limits.items():
+            plan = self.plans.get(segment) or self.retired.pop(segment, None)
+            if plan is None:
+                plan = Plan(segment, limit, multiplier_ppm, now_ns, census=self.census, relatives=self.relatives)
+            else:
+                plan.set_numbers(limit, multiplier_ppm, now_ns)
+            self.plans[segment] = plan
+        self.default = self.plans[DEFAULT_SEGMENT]
+        for plan in self.retired.values():
+            plan.set_numbers(self.default.limit, multiplier_ppm, now_ns)
+        for plan in self.own.values():
+            plan.set_numbers(plan.limit, multiplier_ppm, now_ns)
+        self._relate()
+
+    def own_plan(self, key: str, limit: Limit, now_ns: int) -> Plan:
+        """The plan of a key with numbers of its own; its table is a single dict, for it holds a single key."""
+        plan = self.own[key] = Plan(
+            DEFAULT_SEGMENT,
+            limit,
+            self.multiplier_ppm,
+            now_ns,
+            census=self.census,
+            relatives=self.relatives,
+            shards=1,
+        )
+        return plan
+
+    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Tell the rule that what is special about a key has changed."""
+        own = self.own.get(key)
+        if own is None:
+            return
+        limit = entry and entry.limits.get(self.rule.name)
+        if limit:
+            own.set_numbers(limit, self.multiplier_ppm, now_ns)
+            return
+        del self.own[key]
+        heir = self.plans.get((entry and entry.segment) or DEFAULT_SEGMENT, self.default)
+        if spent := own.table.pop_spent(key, now_ns):
+            heir.table.put_spent(key, spent, now_ns)
+        for table in own.tables():
+            table.release()
+
+    def drop_empty(self) -> None:
+        """Let go of retired segments whose last bucket is full."""
+        empty = [segment for segment, plan in self.retired.items() if not any(map(len, plan.tables()))]
+        for segment in empty:
+            del self.retired[segment]
+        if empty:
+            self._relate()
+
+    def all_plans(self) -> Iterator[Plan]:
+        """Every plan that may hold buckets."""
+        return chain(self.plans.values(), self.retired.values(), self.own.values())
+
+    def _relate(self) -> None:
+        self.relatives[:] = [plan.table for plan in chain(self.plans.values(), self.retired.values())]
+
+
+class Engine:
+    """Decides checks for the keys whose buckets this node holds."""
+
+    def __init__(self, *, buckets_max: int) -> None:
+        self.buckets_max = buckets_max
+        self.rules: dict[str, RuleInForce] = {}
+        self.entries: dict[str, KeyEntry] = {}
+        self.multipliers: dict[str, Multiplier] = {}
+        self.evicted = 0  # buckets forgotten before they were full
+        self._census = Census()
+        self._dying: list[Shard] = []
+        self._sweep: Iterator[Table] = iter(())
+        self._swept_ns = 0
+        self._hand = 0  # where the search for room goes on, a shard's index
+
+    @property
+    def buckets(self) -> int:
+        """Buckets in memory."""
+        return self._census.buckets
+
+    # What is asked.
+
+    def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        """Decide as the owner of the key."""
+        rule = self.rules.get(check.rule)
+        if rule is None:
+            return UNKNOWN_RULE
+        key, segment = check.key, check.segment
+        if self.entries:
+            plan = self._plan(rule, key, segment, now_ns)
+        else:
+            plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
+        verdict = plan.spend(key, check.cost, now_ns)
+        if self._census.buckets > self.buckets_max:
+            self._make_room(now_ns)
+        return _shadowed(verdict) if rule.rule.shadow else verdict
+
+    def check_alone(self, check: Check, parts: int, now_ns: int) -> Verdict | UnknownRule:
+        """Decide for a key whose owner cannot be asked, as the rule's `on_unreachable` says."""
+        rule = self.rules.get(check.rule)
+        if rule is None:
+            return UNKNOWN_RULE
+        plan = self._plan(rule, check.key, check.segment, now_ns)
+        policy = rule.rule.on_unreachable
+        if policy == "local":
+            verdict = plan.share_of(parts, now_ns).spend(check.key, check.cost, now_ns)
+            if self._census.buckets > self.buckets_max:
+                self._make_room(now_ns)
+        elif policy == "allow":
+            verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.limit.window_s)
+        else:
+            verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.limit.window_s)
+        verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else None)
+        return _shadowed(verdict) if rule.rule.shadow else verdict
+
+    def inspect(self, rule_name: str, key: str, now_ns: int) -> Bucket | UnknownRule:
+        """Show a bucket, under the plan that holds it or else the one it would come under."""
+        rule = self.rules.get(rule_name)
+        if rule is None:
+            return UNKNOWN_RULE
+        plan = self._plan(rule, key, None, now_ns)
+        if plan.table.state(key) is None:
+            plan = next((other for other in rule.all_plans() if other.table.state(key) is not None), plan)
+        entry = self.entries.get(key)
+        bucket = plan.bucket(key, now_ns)
+        if entry and entry.segment and key in rule.own:
+            return Bucket(entry.segment, bucket.algorithm, bucket.limit, bucket.used, bucket.remaining)
+        return bucket
+
+    def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
+        """Make a bucket full again; returns whether the rule is known."""
+        rule = self.rules.get(rule_name)
+        if rule is None:
+            return False
+        for plan in rule.all_plans():
+            for table in plan.tables():
+                table.pop_spent(key, now_ns)
+        return True
+
+    # What changes.
+
+    def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
+        """Put a rule in force, change it, or (None) delete it together with its buckets."""
+        if rule is None:
+            gone = self.rules.pop(name, None)
+            if gone is not None:
+                for plan in gone.all_plans():
+                    for table in plan.tables():
+                        self._dying += table.release()
+            return
+        known = self.rules.get(name)
+        if known is None:
+            self.rules[name] = RuleInForce(rule, self._multiplier_ppm(rule.backend), now_ns, self._census)
+        else:
+            known.set_rule(rule, self._multiplier_ppm(rule.backend), now_ns)
+
+    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Change what is special about a client key, or (None) make it a key like any other."""
+        if entry is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = entry
+        for rule in self.rules.values():
+            rule.set_entry(key, entry, now_ns)
+
+    def set_multiplier(self, backend: str, multiplier: Multiplier | None, now_ns: int) -> None:
+        """Scale the plans of every rule that names the backend; None is no scaling."""
+        if multiplier is None:
+            self.multipliers.pop(backend, None)
+        else:
+            self.multipliers[backend] = multiplier
+        for rule in self.rules.values():
+            if rule.rule.backend == backend:
+                rule.set_rule(rule.rule, self._multiplier_ppm(backend), now_ns)
+
+    def tick(self, now_ns: int) -> None:
+        """Expire and free a bounded piece; to be called every 20 ms or so."""
+        done = 0
+        for table in islice(self._sweep, TABLES_PER_TICK):
+            self._dying += table.rotate(now_ns)
+            done += 1
+        if done < TABLES_PER_TICK and now_ns - self._swept_ns >= SWEEP_PERIOD_NS:
+            self._swept_ns = now_ns
+            for rule in self.rules.values():
+                rule.drop_empty()
+            self._sweep = iter(self._tables())
+        self._free(RELEASED_PER_TICK)
+
+    # How.
+
+    def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
+        """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
+        if self.entries:
+            entry = self.entries.get(key)
+            if entry is not None:
+                limit = entry.limits.get(rule.rule.name)
+                if limit is not None:
+                    return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
+                segment = segment or entry.segment
+        return rule.default if segment is None else rule.plans.get(segment, rule.default)
+
+    def _multiplier_ppm(self, backend: str | None) -> int:
+        multiplier = self.multipliers.get(backend) if backend else None
+        return PPM if multiplier is None else multiplier.ppm
+
+    def _tables(self) -> list[Table]:
+        return [table for rule in self.rules.values() for plan in rule.all_plans() for table in plan.tables()]
+
+    def _free(self, budget: int) -> None:
+        while budget > 0 and self._dying:
+            shard = self._dying[-1]
+            if len(shard) <= budget:
+                budget -= max(1, len(shard))
+                self._dying.pop()
+            else:
+                for _ in range(budget):
+                    shard.popitem()
+                return
+
+    def _make_room(self, now_ns: int) -> None:
+        """Forget the buckets nearest to full: of all when there are few, else of a sample by hash."""
+        tables = self._tables()
+        sample: list[tuple[int, str, Table]] = []
+        for offset in range(SHARDS):
+            for table in tables:
+                if offset <= table.mask:
+                    entries = table.shard_entries(self._hand & table.mask, now_ns)
+                    sample += [(table.ns_until_full(spent), key, table) for key, spent in entries]
+            self._hand += 1
+            if len(sample) >= ROOM_SAMPLE:
+                break
+        for until_full_ns, key, table in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
+            table.pop_spent(key, now_ns)
+            self.evicted += until_full_ns > 0
+
+
+def _shadowed(verdict: Verdict) -> Verdict:
+    """Allow, and tell what would have been."""
+    return replace(verdict, allowed=True, retry_ns=0, would_allow=verdict.allowed, reason=None)

@@ -1,0 +1,121 @@
+"""The values that travel: a check, its outcome, and the frames that carry both between nodes.
+
+What may live here: immutable data with no behaviour beyond naming itself. All times are nanoseconds as integers,
+all token counts whole tokens. Every struct is array-like, so on the wire it is a msgpack array whose first
+element is its tag: a check costs about 30 bytes and its verdict about 20.
+
+Invariant: nothing here holds a point in time. What crosses between machines is tokens, durations and
+revisions, so no clock is ever compared with another.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+
+COST_MAX = 2**53
+"""Larger costs are clamped to this: above every allowed burst (`rules.COUNT_MAX`), and safe in JSON and msgpack."""
+
+DURATION_MAX_NS = 2**63 - 1
+"""Longer waits are told as this: 292 years, and the most that fits a frame."""
+
+NEVER = -1
+"""`Verdict.retry_ns` when no amount of waiting lets the cost fit."""
+
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
+Revision = Annotated[int, msgspec.Meta(ge=0)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=COST_MAX)]
+
+
+class Op(IntEnum):
+    """What is asked about a bucket."""
+
+    CHECK = 0
+    INSPECT = 1
+    FORGET = 2
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """May `key` spend `cost` tokens under `rule`? `op` may instead ask to show or to forget the bucket."""
+
+    rule: Name
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    cost: Tokens = 1
+    segment: Name | None = None
+    op: Op = Op.CHECK
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=0):
+    """The answer to a check; a denial is a verdict, not an error."""
+
+    allowed: bool
+    limit: int  # tokens the key can hold now: capacity x multiplier, rounded down, at least 1
+    remaining: int  # whole tokens left after this check
+    reset_ns: int  # until the key is full again
+    retry_ns: int  # until this cost would be allowed; 0 when allowed; NEVER when it cannot be
+    window_s: int  # burst / rate at multiplier 1, rounded up: `w` of the RateLimit-Policy header
+    degraded: bool = False  # true when neither the owner nor its replica decided
+    would_allow: bool | None = None  # the real verdict of a rule in shadow mode
+    reason: str | None = None  # why denied, when not for the key's own limit
+
+
+class NotOwner(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """The asked node does not own the key; `owner` is whom its own ring names."""
+
+    owner: str
+
+
+class UnknownRule(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """No rule of that name is in force on the node that was to decide."""
+
+
+class Bucket(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """A bucket as it stands, for people to look at."""
+
+    segment: str
+    algorithm: str
+    limit: int
+    used: int  # whole tokens, rounded up: `limit - remaining` while the bucket is not overdrawn
+    remaining: int
+
+
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """The bucket is full again, whether or not it was there."""
+
+
+class Unreachable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """The owner could not be asked to show or forget a bucket (a check gets a degraded verdict instead)."""
+
+
+Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable
+Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable
+
+CHECKS_PER_FRAME_MAX = 1000
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """First frame in each direction: who speaks, and in which version of this protocol."""
+
+    node_id: Name
+    protocol: int
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Checks for a node that the sender, at ring `revision`, believes to own their keys."""
+
+    id: int
+    revision: Revision
+    checks: Annotated[list[Check], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The results of the `Ask` with the same id, in its order."""
+
+    id: int
+    revision: Revision
+    results: Annotated[list[Result], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
+
+
+Frame = Hello | Ask | Answer

@@ -1,0 +1,146 @@
+"""All buckets of one plan: who is not full, and how far from it.
+
+A table knows keys, states and one virtual clock; it does not know rules, rings or verdicts. A bucket that is full
+is not stored at all, so memory follows the keys active within one refill time.
+
+Expiry is by two generations: a key touched moves to the young one; when the clock has moved so far that every bucket
+left in the old one must be full, the old one is dropped whole and the young one becomes old. No scan ever looks
+for expired keys. At that moment the clock starts again from zero, which keeps states small integers.
+
+Each generation is cut into shards by the key's hash, so that whatever must walk keys (making room, handing
+over) has a bounded piece to take, and no dict grows so large that its resize stalls the loop.
+
+Invariant: forgetting by expiry changes no later answer; `state` of an absent key is a full bucket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHARDS = 256
+"""Shards per generation: at 10 million keys one holds 39,000, some 5 ms to walk. Empty, 32 KB a plan."""
+
+Shard = dict[str, int]
+
+
+class Census:
+    """The number of buckets in all tables that share it."""
+
+    __slots__ = ("buckets",)
+
+    def __init__(self) -> None:
+        self.buckets = 0
+
+
+class Table:
+    """Buckets of the keys under one plan; `capacity` and states are in units of 1/UNIT token."""
+
+    __slots__ = ("_due", "_shift", "_young_ceiling", "capacity", "census", "clock", "mask", "old", "young")
+
+    def __init__(self, census: Census, now_ns: int, capacity: int, num: int, den: int, *, shards: int = SHARDS) -> None:
+        self.census = census
+        self.clock = VirtualClock(now_ns, num, den)
+        self.capacity = capacity
+        self.mask = shards - 1  # shards is a power of two
+        self.young: list[Shard] = [{} for _ in range(shards)]
+        self.old: list[Shard] = [{} for _ in range(shards)]
+        # States in `old` were counted from the origin before this one: subtract `_shift` to compare them with V.
+        self._shift = 0
+        # No young bucket can be further from full than this.
+        self._young_ceiling = capacity
+        # Once V reads this, every bucket in `old` is full: V was 0 when they stopped being young, and none of
+        # them was further from full than the ceiling they had then.
+        self._due = capacity
+
+    def __len__(self) -> int:
+        return sum(map(len, self.young)) + sum(map(len, self.old))
+
+    def state(self, key: str) -> int | None:
+        """The key's state, or None for a full bucket that is not stored. Moves nothing."""
+        index = hash(key) & self.mask
+        state = self.young[index].get(key)
+        return self.old_state(key, index) if state is None else state
+
+    def old_state(self, key: str, index: int) -> int | None:
+        """The state of a key that is not young, in the shard of that index."""
+        state = self.old[index].get(key)
+        return None if state is None else state - self._shift
+
+    def put(self, key: str, state: int) -> None:
+        """Store a state of at most `capacity` units above the clock."""
+        index = hash(key) & self.mask
+        shard = self.young[index]
+        if key not in shard and self.old[index].pop(key, None) is None:
+            self.census.buckets += 1
+        shard[key] = state
+
+    def put_spent(self, key: str, spent: int, now_ns: int) -> None:
+        """Store a bucket that comes from elsewhere with `spent` units, which may exceed the capacity here."""
+        self._young_ceiling = max(self._young_ceiling, spent)
+        self.put(key, self.clock.at(now_ns) + spent)
+
+    def pop_spent(self, key: str, now_ns: int) -> int | None:
+        """Remove the key and return the units it has spent (0: full again), or None when it was not stored."""
+        state = self.state(key)
+        if state is None:
+            return None
+        index = hash(key) & self.mask
+        if self.young[index].pop(key, None) is None:
+            del self.old[index][key]
+        self.census.buckets -= 1
+        return max(0, state - self.clock.at(now_ns))
+
+    def set_numbers(self, now_ns: int, capacity: int, num: int, den: int) -> None:
+        """Other numbers from now on. Every key keeps what it has spent."""
+        self.clock.set_rate(now_ns, num, den)
+        self.capacity = capacity
+        self._young_ceiling = max(self._young_ceiling, capacity)
+
+    def rotate(self, now_ns: int) -> list[Shard]:
+        """Drop the old generation if all its buckets are full by now; returns the shards let go.
+
+        The caller frees them in bounded pieces: dropping a million entries at once would stall the loop for
+        100 ms. Call it about once a second; it is cheap when there is nothing to do.
+        """
+        v = self.clock.at(now_ns)
+        if v < self._due:
+            return []
+        self.clock.base -= v
+        self._shift = v
+        dropped = [shard for shard in self.old if shard]
+        self.census.buckets -= sum(map(len, dropped))
+        if dropped or any(self.young):
+            self.old, self.young = self.young, [{} for _ in self.young]
+        self._due = max(self._young_ceiling, self.capacity)
+        self._young_ceiling = self.capacity
+        return dropped
+
+    def release(self) -> list[Shard]:
+        """Forget every bucket; returns the shards let go, as `rotate` does."""
+        dropped = [shard for shard in (*self.young, *self.old) if shard]
+        self.census.buckets -= sum(map(len, dropped))
+        self.young, self.old = [{} for _ in self.young], [{} for _ in self.old]
+        return dropped
+
+    def shard_entries(self, index: int, now_ns: int) -> Iterator[tuple[str, int]]:
+        """(key, units spent) of one shard, both generations; the caller must not store meanwhile."""
+        v = self.clock.at(now_ns)
+        for key, state in self.young[index].items():
+            yield key, max(0, state - v)
+        v += self._shift
+        for key, state in self.old[index].items():
+            yield key, max(0, state - v)
+
+    def ns_until_full(self, spent: int) -> int:
+        """Nanoseconds in which `spent` units are refilled at the present rate."""
+        return -(-spent * self.clock.den // self.clock.num)
+
+
+def whole_tokens(units: int) -> int:
+    """Units as whole tokens, rounded down, never below 0."""
+    return units // UNIT if units > 0 else 0

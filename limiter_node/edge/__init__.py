@@ -1,0 +1,1 @@
+"""What the outside touches: the check API, the admin API, metrics."""

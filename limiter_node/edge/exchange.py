@@ -1,0 +1,49 @@
+"""What a connection of the check API exchanges requests and answers with: an application, its server, a late answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from limiter_node.edge.http import HttpConnection
+
+
+class Application(Protocol):
+    """What answers requests."""
+
+    def handle(self, request: HttpConnection, slot: Slot) -> bytes | None:
+        """Return the whole answer, or None when `slot.fill` will bring it later; raise `Problem` to refuse."""
+
+    def handle_plain_get(self, line: bytes, request: HttpConnection, slot: Slot) -> bytes | bool | None:
+        """As `handle`, for the request line of a GET on a connection that stays open; False for an unusual line."""
+
+
+class Server(Protocol):
+    """What a connection belongs to."""
+
+    app: Application
+    connections: set[HttpConnection]
+    is_draining: bool
+    date: str  # the Date header line
+
+    def was_read(self, connection: HttpConnection, data: bytes) -> None:
+        """Have the connection `process` the data and `flush`, later in this pass of the loop."""
+
+    def was_answered(self, connection: HttpConnection) -> None:
+        """Have the connection `flush`, later in this pass of the loop."""
+
+
+class Slot:
+    """The place, in the order of a connection's answers, of one that is not there yet."""
+
+    __slots__ = ("_connection", "answer", "closes")
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self._connection = connection
+        self.answer: bytes | None = None
+        self.closes = False
+
+    def fill(self, answer: bytes) -> None:
+        """Bring the answer; it leaves as soon as all earlier ones have."""
+        self.answer = answer
+        self._connection.was_answered()

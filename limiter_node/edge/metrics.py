@@ -1,0 +1,97 @@
+"""What the node counts, and how Prometheus reads it.
+
+The check path adds to plain integers; a collector turns them into metric families only when it is scraped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from limiter_node.core.model import Verdict
+
+
+class RuleCounters:
+    """Checks answered by this node under one rule, whoever decided them."""
+
+    __slots__ = ("allowed", "degraded", "denied", "shadow_denied")
+
+    def __init__(self) -> None:
+        self.allowed = 0
+        self.denied = 0
+        self.shadow_denied = 0
+        self.degraded = 0
+
+
+class Counters:
+    """All counters of the check path."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, RuleCounters] = {}
+        self.unknown_rule = 0
+
+    def count(self, rule: str, verdict: Verdict) -> None:
+        """Count one verdict under a rule that exists."""
+        counters = self.rules.get(rule)
+        if counters is None:
+            counters = self.rules[rule] = RuleCounters()
+        if not verdict.allowed:
+            counters.denied += 1
+        elif verdict.would_allow is False:
+            counters.shadow_denied += 1
+        else:
+            counters.allowed += 1
+        if verdict.degraded:
+            counters.degraded += 1
+
+
+Reading = tuple[str, "Callable[[], float]"]  # help text, and how to read the value
+
+
+class Exposition:
+    """Prometheus' text format of a node's numbers, read at the moment of a scrape.
+
+    `gauges` and `totals` are {metric name: reading}. It has a registry of its own, so that several nodes can live in
+    one process.
+    """
+
+    def __init__(self, counters: Counters, *, gauges: dict[str, Reading], totals: dict[str, Reading]) -> None:
+        self._counters = counters
+        self._gauges = gauges
+        self._totals = totals
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """The page of `GET /metrics`."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metric families as they stand (prometheus-client's collector interface)."""
+        checks = CounterMetricFamily(
+            "limiter_checks",
+            "Checks answered by this node, whoever owned the key.",
+            labels=("rule", "verdict"),
+        )
+        degraded = CounterMetricFamily(
+            "limiter_degraded",
+            "Answers that came neither from the key's owner nor from its replica.",
+            labels=("rule",),
+        )
+        for rule, counters in self._counters.rules.items():
+            checks.add_metric((rule, "allowed"), counters.allowed)
+            checks.add_metric((rule, "denied"), counters.denied)
+            checks.add_metric((rule, "shadow_denied"), counters.shadow_denied)
+            degraded.add_metric((rule,), counters.degraded)
+        yield checks
+        yield degraded
+        for name, (text, read) in self._totals.items():
+            yield CounterMetricFamily(name, text, value=read())
+        for name, (text, read) in self._gauges.items():
+            yield GaugeMetricFamily(name, text, value=read())

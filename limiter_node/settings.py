@@ -1,0 +1,169 @@
+"""One node's settings: what the command line and the environment say, checked all at once.
+
+Pure: strings in, frozen settings out, or a `ConfigError` that lists every problem with the option's name. Precedence is
+the command line's: option, then `LIMITER_<OPTION>`, then the default.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from limiter_node.core.errors import ConfigError
+from limiter_node.core.rules import NAME_ALLOWED, is_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_PORT = re.compile("[0-9]{1,5}")
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - recognised here, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place to listen at or to dial."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to run one node; times carry their unit in the name."""
+
+    etcd: tuple[str, ...]  # client endpoints; empty: standalone
+    etcd_ca: Path | None
+    etcd_cert: Path | None
+    etcd_key: Path | None
+    etcd_user: str | None
+    etcd_password: str | None
+    rules: Path | None  # standalone only
+    prefix: str
+    node_id: str
+    zone: str | None
+    http: Address
+    admin: Address
+    peer: Address
+    advertise: Address | None  # None: the peer address in use
+    lease_ttl_s: int
+    peer_timeout_ms: int
+    drain_delay_s: float
+    drain_timeout_s: float
+    on_unknown_rule: str
+    max_keys: int
+
+    @property
+    def is_standalone(self) -> bool:
+        """Whether the node runs alone, without etcd."""
+        return not self.etcd
+
+
+class _Problems(list[str]):
+    """Collects what is wrong while the parse goes on."""
+
+    def tried(self, option: str, parse: Callable[[str], Any], value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.append(f"--{option}: {error}")
+            return None
+
+
+def parse(options: Mapping[str, Any]) -> Settings:
+    """Settings from option values by their names; raises `ConfigError` with every problem."""
+    problems = _Problems()
+    listen = {name: problems.tried(name, parse_address, options[name]) for name in ("http", "admin", "peer")}
+    endpoints = problems.tried("etcd", _endpoints, options["etcd"]) or ()
+    advertise = problems.tried("advertise", _dialable, options["advertise"])
+    prefix = problems.tried("prefix", _prefix, options["prefix"])
+    for option in ("node-id", "zone"):
+        problems.tried(option, _name, options[option.replace("-", "_")])
+    peer = listen["peer"]
+    if endpoints and peer and advertise is None and peer.host in WILDCARDS:
+        problems.append(f"--advertise: needed, since other nodes cannot dial --peer {peer}")
+    if endpoints and options["rules"]:
+        problems.append("--rules: for a standalone node only; with --etcd the rules are in etcd")
+    if (options["etcd_cert"] is None) != (options["etcd_key"] is None):
+        problems.append("--etcd-cert and --etcd-key: one needs the other")
+    if (options["etcd_user"] is None) != (options["etcd_password"] is None):
+        problems.append("--etcd-user and --etcd-password: one needs the other")
+    if options["drain_delay"] > options["drain_timeout"]:
+        problems.append("--drain-delay: longer than --drain-timeout, which includes it")
+    if problems:
+        raise ConfigError(tuple(problems))
+    return Settings(
+        etcd=endpoints,
+        etcd_ca=_path(options["etcd_ca"]),
+        etcd_cert=_path(options["etcd_cert"]),
+        etcd_key=_path(options["etcd_key"]),
+        etcd_user=options["etcd_user"],
+        etcd_password=options["etcd_password"],
+        rules=_path(options["rules"]),
+        prefix=prefix,
+        node_id=options["node_id"],
+        zone=options["zone"],
+        http=listen["http"],
+        admin=listen["admin"],
+        peer=listen["peer"],
+        advertise=advertise,
+        lease_ttl_s=options["lease_ttl"],
+        peer_timeout_ms=options["peer_timeout"],
+        drain_delay_s=options["drain_delay"],
+        drain_timeout_s=options["drain_timeout"],
+        on_unknown_rule=options["on_unknown_rule"],
+        max_keys=options["max_keys"],
+    )
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT or [IPV6]:PORT; raises ValueError that says what is allowed."""
+    host, separator, port = text.rpartition(":")
+    if separator and _PORT.fullmatch(port) and int(port) < 65536:
+        return Address(host.removeprefix("[").removesuffix("]"), int(port))
+    raise ValueError(f"{text!r} is no address; allowed: HOST:PORT, PORT 0 to 65535, 0 picks a free one")
+
+
+def _dialable(text: str) -> Address:
+    address = parse_address(text)
+    if address.host in WILDCARDS or not address.port:
+        raise ValueError(f"{text!r} cannot be dialled; allowed: HOST:PORT that other nodes reach")
+    return address
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    endpoints = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for endpoint in endpoints:
+        parts = urlsplit(endpoint)
+        try:
+            is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.path
+            is_good = is_good and parts.port is not None
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise ValueError(f"{endpoint!r} is no endpoint; allowed: http://HOST:PORT or https://HOST:PORT")
+    return endpoints
+
+
+def _prefix(text: str) -> str:
+    prefix = text.rstrip("/")
+    if not prefix.startswith("/"):
+        raise ValueError(f"{text!r} is not allowed; allowed: a path such as /limiter")
+    return prefix
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"{text!r} is not allowed; allowed: {NAME_ALLOWED}")
+    return text
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

@@ -1,0 +1,99 @@
+"""Callers: they ask nodes whenever their schedule says so, never waiting for an answer, and write down what they got.
+
+Decides who asks what of whom, and when; a load balancer's view of the fleet is nodes that said they are ready, frozen
+ones included. What an outcome is worth is the judge's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limiter_node.core.model import Check, Op
+from limiter_node.core.router import Forward
+from tests.sim.world import NS_PER_MS, NS_PER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.sim.judge import Judge
+    from tests.sim.node import SimNode
+    from tests.sim.scenario import Burst, Load
+    from tests.sim.world import World
+
+LANE = "clients"
+
+LULL = 0.1
+
+
+class Clients:
+    """All callers of a fleet."""
+
+    def __init__(self, world: World, nodes: Mapping[str, SimNode], judge: Judge) -> None:
+        self.asked = 0
+        self.refused = 0  # no node was ready
+        self._world = world
+        self._nodes = nodes
+        self._judge = judge
+        self._rng = world.rng(LANE)
+        self._turn = 0
+
+    def keep_asking(self, load: Load, lull_ns: tuple[int, int]) -> None:
+        """Ask at random times; in the lull, when nothing happens but recovery, a tenth as often."""
+        if not load.checks_per_s:
+            return
+        is_lull = lull_ns[0] <= self._world.now_ns < lull_ns[1]
+        per_s = load.checks_per_s * (LULL if is_lull else 1.0)
+        pause_ns = round(self._rng.expovariate(per_s) * NS_PER_S)
+
+        def ask() -> None:
+            self.keep_asking(load, lull_ns)
+            ready = [node for node in self._nodes.values() if node.is_ready]
+            if ready:
+                node = self._rng.choice(ready)
+                for _ in range(self._rng.randint(1, load.batch_max)):
+                    self.ask(node, self._random_check(load))
+            else:
+                self.refused += 1
+
+        self._world.after(pause_ns, LANE, ask)
+
+    def ask_burst(self, burst: Burst) -> None:
+        """Ask the same thing again and again, of one node or of all in turn."""
+        check = Check(burst.rule, burst.key, burst.cost, burst.segment)
+        for number in range(burst.count):
+            at_ns = burst.at_ms * NS_PER_MS + number * burst.every_us * 1_000
+            self._world.at(at_ns, LANE, lambda: self._ask_next(burst.node, check))
+
+    def ask(self, node: SimNode, check: Check) -> None:
+        """Hand a check to a node, which takes it when it runs."""
+        self.asked += 1
+        node.run(lambda: self._take(node, check))
+
+    def _ask_next(self, name: str | None, check: Check) -> None:
+        ready = [node for node in self._nodes.values() if node.is_ready]
+        if name is not None:
+            self.ask(self._nodes[name], check)
+        elif ready:
+            self._turn += 1
+            self.ask(ready[self._turn % len(ready)], check)
+        else:
+            self.refused += 1
+
+    def _take(self, node: SimNode, check: Check) -> None:
+        ticket = self._judge.begin(node, check)
+        outcome = node.router.check(check, node.now_ns)
+        if isinstance(outcome, Forward):
+            outcome.reply = lambda late: self._judge.end(ticket, late)
+        else:
+            self._judge.end(ticket, outcome)
+
+    def _random_check(self, load: Load) -> Check:
+        rng = self._rng
+        dice = rng.random()
+        op = Op.CHECK
+        if dice < load.inspect_share:
+            op = Op.INSPECT
+        elif dice < load.inspect_share + load.forget_share:
+            op = Op.FORGET
+        rule, key = rng.choice(load.rules), rng.choice(load.keys)
+        return Check(rule, key, rng.choice(load.costs), rng.choice(load.segments), op)

@@ -1,0 +1,315 @@
+"""A simulated node: the product's own router, engine, rulebook and membership, wired as `app.py` wires them.
+
+A node is a machine (a name, an address, a clock of its own) that lives one or several lives. It is killed, frozen,
+thawed, started again; in between it does what the real one does, at the moments at which the real one would. Every
+decision of its engine is told to a witness, at true time.
+
+Invariant: nothing happens on a node that is dead, or frozen; what came while it was frozen happens when it thaws.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
+from limiter_node.control.rulebook import RuleBook
+from limiter_node.core.engine import Engine
+from limiter_node.core.errors import BadRule
+from limiter_node.core.router import LinkState, Router
+from tests.sim.etcd import SimEtcd, SimSession
+from tests.sim.links import AnsweringEnd, SimLink
+from tests.sim.world import NS_PER_MS, NS_PER_S, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limiter_node.core.model import Check, UnknownRule, Verdict
+    from limiter_node.core.ring import Ring
+    from limiter_node.core.router import Carrier, Link
+    from tests.sim.clock import SimClock
+    from tests.sim.network import Network, Side
+    from tests.sim.world import World
+
+TICK_NS = 20 * NS_PER_MS  # app.TICK_S
+PEER_TIMEOUT_NS = 100 * NS_PER_MS  # --peer-timeout
+LEASE_TTL_NS = 5 * NS_PER_S  # --lease-ttl
+LEAVE_SEEN_NS = NS_PER_S  # app.LEAVE_SEEN_S
+BUCKETS_MAX = 1_000_000
+
+
+class Witness(Protocol):
+    """Who is told what nodes decide and learn."""
+
+    def born(self, node: SimNode) -> None:
+        """A life begins: nothing is known on the node."""
+
+    def learned(self, node: SimNode, key: str, value: bytes | None) -> None:
+        """The node has taken a change of a document."""
+
+    def decided(self, node: SimNode, check: Check, verdict: Verdict | UnknownRule) -> None:
+        """The node decided as owner."""
+
+    def decided_alone(self, node: SimNode, check: Check, parts: int, verdict: Verdict | UnknownRule) -> None:
+        """The node decided because the owner could not be asked."""
+
+    def forgot(self, node: SimNode, rule: str, key: str) -> None:
+        """The node made a bucket full again."""
+
+
+class WatchedEngine(Engine):
+    """The engine, with every decision told to the witness."""
+
+    node: SimNode
+    witness: Witness
+
+    def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        verdict = super().check(check, now_ns)
+        self.witness.decided(self.node, check, verdict)
+        return verdict
+
+    def check_alone(self, check: Check, parts: int, now_ns: int) -> Verdict | UnknownRule:
+        verdict = super().check_alone(check, parts, now_ns)
+        self.witness.decided_alone(self.node, check, parts, verdict)
+        return verdict
+
+    def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
+        known = super().forget(rule_name, key, now_ns)
+        self.witness.forgot(self.node, rule_name, key)
+        return known
+
+
+def watched(engine_class: type[Engine]) -> type[WatchedEngine]:
+    """The class, with the witness between it and its callers."""
+    if engine_class is Engine:
+        return WatchedEngine
+    return type(f"Watched{engine_class.__name__}", (WatchedEngine, engine_class), {})
+
+
+class SimNode:
+    """One machine of the fleet. `engine_class` and `router_class` may be replaced by broken ones."""
+
+    engine: WatchedEngine
+    router: Router
+    book: RuleBook
+    membership: Membership
+    session: SimSession
+
+    def __init__(
+        self,
+        name: str,
+        clock: SimClock,
+        world: World,
+        network: Network,
+        etcd: SimEtcd,
+        witness: Witness,
+        *,
+        zone: str | None = None,
+        engine_class: type[Engine] = Engine,
+        router_class: type[Router] = Router,
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.world = world
+        self.network = network
+        self.lives = 0
+        self._port = 8082
+        self.is_alive = False
+        self.is_frozen = False
+        self.is_ready = False
+        self.is_leaving = False
+        self._etcd = etcd
+        self._witness = witness
+        self._zone = zone
+        self._engine_class = watched(engine_class)
+        self._router_class = router_class
+        self._backlog: list[Callable[[], None]] = []
+        self._lane = f"node {name}"
+        self._rng = world.rng(self._lane)
+        self._frozen_ns = 0  # true time spent frozen in this life, up to the present freeze
+        self._frozen_since_ns = 0
+
+    @property
+    def now_ns(self) -> int:
+        """The machine's monotonic clock."""
+        return self.clock.read(self.world.now_ns)
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}.fleet:{self._port}"
+
+    @property
+    def awake_ns(self) -> int:
+        """True time in which this life was not frozen."""
+        frozen_ns = self._frozen_ns + (self.world.now_ns - self._frozen_since_ns if self.is_frozen else 0)
+        return self.world.now_ns - frozen_ns
+
+    # When things happen on a node.
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Do something now, or on thawing, or never."""
+        if self.is_frozen:
+            self._backlog.append(act)
+        elif self.is_alive:
+            act()
+
+    def later(self, local_ns: int, lane: str, act: Callable[[], None]) -> Event:
+        """Do something once `local_ns` have passed on this machine, if it lives on till then."""
+        life = self.lives
+
+        def fire() -> None:
+            if life == self.lives and not event.is_cancelled:
+                act()
+
+        event = self.world.after(self.clock.true_span(local_ns), lane, lambda: self.run(fire))
+        return event
+
+    def soon(self, lane: str, act: Callable[[], None]) -> None:
+        """Do something after this pass of the loop."""
+        life = self.lives
+
+        def fire() -> None:
+            if life == self.lives:
+                act()
+
+        self.world.after(0, lane, lambda: self.run(fire))
+
+    # Lives.
+
+    def start(self, *, is_founder: bool = False, moves: bool = False) -> None:
+        """Begin a life: listen, read, register, join; at another address if it moves.
+
+        A founder has been registered since before the story began.
+        """
+        if self.is_alive:
+            return
+        if moves:
+            self._port += 1
+        self.network.dark.discard(self.address)
+        self.lives += 1
+        self.is_alive, self.is_ready, self.is_leaving = True, False, False
+        self._frozen_ns = 0
+        self.engine = self._engine_class(buckets_max=BUCKETS_MAX)
+        self.engine.node, self.engine.witness = self, self._witness
+        self.router = self._router_class(
+            self.name,
+            self.engine,
+            peer_timeout_ns=PEER_TIMEOUT_NS,
+            open_link=self._open_link,
+        )
+        self.book = RuleBook(self.engine)
+        self.membership = Membership(self.name, self._set_ring)
+        self.session = SimSession(self, self._etcd, self, lease_ttl_ns=LEASE_TTL_NS)
+        self._has_synced = False
+        self._witness.born(self)
+        self.network.listeners[self.address] = (self.name, self)
+        if is_founder:
+            self.session.found(self._node_key, self._node_doc(leaving=False))
+        self.session.start()
+        self.later(self._rng.randrange(TICK_NS), self._lane, self._tick)
+        self.world.note(f"{self.name} starts, life {self.lives}")
+
+    def kill(self, *, is_silent: bool = False) -> None:
+        """Die at once. Silent: the machine lost its power, so nobody closes its connections or refuses new ones."""
+        if not self.is_alive:
+            return
+        self.is_alive = self.is_frozen = self.is_ready = False
+        self._backlog.clear()
+        self.session.end()
+        del self.network.listeners[self.address]
+        if is_silent:
+            self.network.dark.add(self.address)
+        self.network.drop_host(self.name, is_silent=is_silent)
+        self.world.note(f"{self.name} dies")
+
+    def leave(self) -> None:
+        """Leave as on SIGTERM: have the others take this node out of the ring, give up the lease, end."""
+        if not self.is_alive or self.is_leaving:
+            return
+        self.is_ready, self.is_leaving = False, True
+        self.world.note(f"{self.name} leaves")
+        if self.name in self.router.ring.members and len(self.router.ring.members) > 1:
+            self.session.register(self._node_key, self._node_doc(leaving=True))
+            self._leave_deadline = self.later(LEAVE_SEEN_NS, self._lane, self._end)
+        else:
+            self._end()
+
+    def freeze(self, *, stops_clock: bool = False) -> None:
+        """Stop running, as by SIGSTOP; a suspended virtual machine's clock stops too."""
+        if not self.is_alive or self.is_frozen:
+            return
+        self.is_frozen, self._frozen_since_ns = True, self.world.now_ns
+        if stops_clock:
+            self.clock.stop(self.world.now_ns)
+        self.world.note(f"{self.name} freezes")
+
+    def thaw(self) -> None:
+        """Run on: all that came in between happens now, one thing per step."""
+        if not self.is_frozen:
+            return
+        self.clock.resume(self.world.now_ns)
+        self.is_frozen = False
+        self._frozen_ns += self.world.now_ns - self._frozen_since_ns
+        backlog, self._backlog = self._backlog, []
+        for act in backlog:
+            self.soon(self._lane, act)
+        self.world.note(f"{self.name} thaws")
+
+    # What the control plane says (as app.Fleet does).
+
+    def changed(self, key: str, value: bytes | None, revision: int) -> None:
+        """Take one change from etcd."""
+        kind, _, name = key.partition("/")
+        if kind != "nodes":
+            self._witness.learned(self, key, value)
+            self.book.changed(key, value, self.now_ns)
+            return
+        try:
+            self.membership.changed(name, value, revision, self.now_ns)
+        except BadRule as bad:
+            self.book.reject(key, str(bad))
+        else:
+            self.book.problems.pop(key, None)
+
+    def synced(self, revision: int) -> None:
+        """Act on the changes so far together."""
+        self.membership.settle(self.now_ns)
+        if not self._has_synced:
+            self._has_synced = True
+            self.session.register(self._node_key, self._node_doc(leaving=False))
+
+    # Peers (as app.Node does).
+
+    def accept(self, side: Side) -> None:
+        """Answer a peer on its new connection."""
+        AnsweringEnd(self, side)
+
+    def _open_link(self, link: Link) -> Carrier:
+        return SimLink(self, link)
+
+    def _set_ring(self, ring: Ring) -> None:
+        self.router.set_ring(ring, self.now_ns)
+        self.world.note(f"{self.name} has ring {ring.revision}: {','.join(ring.members)}")
+        if self.is_leaving and self.name not in ring.members:
+            self._leave_deadline.cancel()
+            self.soon(self._lane, self._end)
+
+    def _tick(self) -> None:
+        self.later(TICK_NS, self._lane, self._tick)
+        now_ns = self.now_ns
+        self.router.tick(now_ns)
+        self.engine.tick(now_ns)
+        self.membership.settle(now_ns)
+        if not self.is_ready and not self.is_leaving and self.name in self.router.ring.members:
+            self.is_ready = all(link.state is not LinkState.CONNECTING for link in self.router.links.values())
+
+    def _end(self) -> None:
+        """Give up the lease, finish what is under way, die."""
+        self.session.leave()
+        self.later(2 * (PEER_TIMEOUT_NS + TICK_NS), self._lane, self.kill)
+
+    @property
+    def _node_key(self) -> str:
+        return f"nodes/{self.name}"
+
+    def _node_doc(self, *, leaving: bool) -> bytes:
+        return encode_node(NodeDoc(peer=self.address, zone=self._zone, leaving=leaving))

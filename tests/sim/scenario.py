@@ -1,0 +1,238 @@
+"""A scenario: a fleet, its rules, its callers, what goes wrong, and what must hold. A file, or made from a seed.
+
+Whatever a seed finds can be written down as a file and be kept (`scripts/simulate --dump SEED`).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from tests.sim.faults import AnyFault, random_faults, random_moves
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Strict data."""
+
+
+class NodeSpec(Part, frozen=True):
+    """A machine. One that is not a founder lives only once a `start` says so."""
+
+    id: str
+    offset_ms: int = 0
+    drift_ppm: int = 0
+    zone: str | None = None
+    is_founder: bool = True
+
+
+class DocumentChange(Part, frozen=True):
+    """Somebody writes to etcd. `is_bad` says that every node must refuse the value."""
+
+    at_ms: int
+    key: str
+    value: Any = None  # None deletes the key
+    is_bad: bool = False
+
+
+class Load(Part, frozen=True):
+    """Callers who do not wait for answers: checks at random times on random nodes, until the end of the scenario."""
+
+    checks_per_s: float = 0.0
+    keys: tuple[str, ...] = ("k",)
+    rules: tuple[str, ...] = ("api",)
+    costs: tuple[int, ...] = (1,)
+    segments: tuple[str | None, ...] = (None,)
+    batch_max: int = 1  # most checks that one caller asks of a node at once
+    inspect_share: float = 0.0
+    forget_share: float = 0.0
+
+
+class Burst(Part, frozen=True):
+    """Checks asked one after another at a given time, on a given node or round the fleet."""
+
+    at_ms: int
+    rule: str
+    key: str
+    cost: int = 1
+    segment: str | None = None
+    count: int = 1
+    node: str | None = None
+    every_us: int = 100
+
+
+class Expect(Part, frozen=True):
+    """What must hold."""
+
+    keeps_counts: bool = True  # false while counts are lost by design: the ring changes and there is no hand-over
+    settles_within_ms: int = 3_500  # after the last fault: from then on every check is decided by its owner
+    is_never_degraded: bool = False
+    granted: dict[str, int] = {}  # by "rule/key": tokens granted by owners, exactly
+    known_bug: str | None = None  # why it fails today; it must fail until that is mended
+
+
+class Scenario(Part, frozen=True):
+    """Everything that a run needs besides a seed."""
+
+    name: str
+    about: str
+    nodes: tuple[NodeSpec, ...]
+    documents: dict[str, Any] = {}
+    changes: tuple[DocumentChange, ...] = ()
+    load: Load = Load()
+    bursts: tuple[Burst, ...] = ()
+    faults: tuple[AnyFault, ...] = ()
+    expect: Expect = Expect()
+
+    @property
+    def trouble_ms(self) -> int:
+        """Until when something goes wrong or is changed."""
+        ends = [fault.ends_ms for fault in self.faults] + [change.at_ms for change in self.changes]
+        return max(ends, default=0)
+
+    @property
+    def calm_ms(self) -> int:
+        """From when on everything must be as if nothing had ever been wrong."""
+        return self.trouble_ms + self.expect.settles_within_ms
+
+    @property
+    def until_ms(self) -> int:
+        """When it ends: half a second of calm at least."""
+        bursts = [burst.at_ms + burst.count * burst.every_us // 1000 + 500 for burst in self.bursts]
+        return max([self.calm_ms + 500, *bursts])
+
+
+def load(path: Path) -> Scenario:
+    """Read a scenario file."""
+    return msgspec.yaml.decode(path.read_bytes(), type=Scenario)
+
+
+def dump(scenario: Scenario) -> str:
+    """A scenario as a file."""
+    return msgspec.yaml.encode(scenario).decode()
+
+
+FAULTS_UNTIL_MS = 2_500
+PERIODS = ("s", "s", "2s", "10s", "m", "h", "d")
+SEGMENTS = ("premium", "free")
+BAD_VALUES: tuple[Any, ...] = (
+    {"rate": "-1/s"},
+    {"rate": "5/s", "brust": 3},
+    {"rate": "5/s", "burst": 0},
+    {"burst": 5},
+    "not an object",
+    {"rate": "1/fortnight"},
+)
+
+
+def generate(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scenario:
+    """A steady fleet under a random load, random rules changed live, random trouble with messages."""
+    rng = random.Random(f"scenario {seed}")
+    nodes = tuple(
+        NodeSpec(
+            id=f"n{number}",
+            offset_ms=rng.randrange(10**9),
+            drift_ppm=rng.choice((0, rng.randint(-200, 200))),
+        )
+        for number in range(1, rng.randint(nodes_low, nodes_high) + 1)
+    )
+    keys = tuple(f"user:{number}" for number in range(rng.choice((1, 4, 12, 40))))
+    documents = {"rules/api": _rule(rng, "orders"), "rules/other": _rule(rng, None)}
+    return Scenario(
+        name=f"seed {seed}",
+        about="random rules, load and trouble with messages; members stay",
+        nodes=nodes,
+        documents=documents,
+        changes=tuple(sorted(_changes(rng, keys), key=lambda change: change.at_ms)),
+        load=Load(
+            checks_per_s=rng.choice((50.0, 150.0, 400.0)),
+            keys=keys,
+            rules=("api", "api", "api", "other", "unheard-of")[: rng.choice((1, 4, 5))],
+            costs=rng.choice(((1,), (0, 1, 1, 2, 5), (1, 3, 1000))),
+            segments=rng.choice(((None,), (None, "premium"), (None, "premium", "free", "unlisted"))),
+            batch_max=rng.choice((1, 1, 4)),
+            inspect_share=rng.choice((0.0, 0.05)),
+            forget_share=rng.choice((0.0, 0.0, 0.01)),
+        ),
+        faults=random_faults(rng, [node.id for node in nodes], FAULTS_UNTIL_MS),
+    )
+
+
+MOVES_UNTIL_MS = 16_000
+"""Long enough for a lease to run out in between."""
+
+
+def generate_moving(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scenario:
+    """The same with members that come and go; what they have counted is lost, for there is no hand-over yet."""
+    rng = random.Random(f"moves {seed}")
+    steady = generate(seed, nodes_low, nodes_high)
+    moves = random_moves(rng, [node.id for node in steady.nodes], MOVES_UNTIL_MS)
+    return replace(
+        steady,
+        name=f"moving seed {seed}",
+        about="random rules, load, trouble with messages, and members that come and go",
+        load=replace(steady.load, checks_per_s=60.0),
+        faults=steady.faults + moves,
+        expect=Expect(keeps_counts=False, settles_within_ms=9_000),
+    )
+
+
+def _changes(rng: random.Random, keys: tuple[str, ...]) -> list[DocumentChange]:
+    changes = []
+    for _ in range(rng.choice((0, 2, 6, 12))):
+        at_ms = rng.randrange(FAULTS_UNTIL_MS)
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                changes.append(DocumentChange(at_ms=at_ms, key="rules/api", value=_rule(rng, "orders")))
+            case 3:
+                # A deletion comes with a later return, so that the end of the run has something to judge.
+                changes.append(DocumentChange(at_ms=at_ms, key="rules/other"))
+                value = _rule(rng, None)
+                changes.append(DocumentChange(at_ms=at_ms + rng.randint(1, 300), key="rules/other", value=value))
+            case 4:
+                multiplier: dict[str, Any] = {"multiplier": rng.choice((0.001, 0.3, 0.5, 0.77777, 1)), "pinned": True}
+                pinned = None if rng.random() < 0.25 else multiplier
+                changes.append(DocumentChange(at_ms=at_ms, key="multipliers/orders", value=pinned))
+            case 5:
+                value = rng.choice(BAD_VALUES)
+                key = rng.choice(("rules/api", "rules/new"))
+                changes.append(DocumentChange(at_ms=at_ms, key=key, value=value, is_bad=True))
+            case _:
+                changes.append(DocumentChange(at_ms=at_ms, key=f"keys/{rng.choice(keys)}", value=_entry(rng)))
+    return changes
+
+
+def _limit(rng: random.Random) -> dict[str, Any]:
+    limit: dict[str, Any] = {"rate": f"{rng.choice((1, 3, 10, 100, 777))}/{rng.choice(PERIODS)}"}
+    if rng.random() < 0.7:
+        limit["burst"] = rng.choice((1, 2, 7, 20, 100, 1000))
+    return limit
+
+
+def _rule(rng: random.Random, backend: str | None) -> dict[str, Any]:
+    rule = _limit(rng)
+    rule["segments"] = {name: rng.choice((_limit(rng), {"priority": 1})) for name in SEGMENTS if rng.random() < 0.5}
+    rule["on_unreachable"] = rng.choice(("local", "local", "allow", "deny"))
+    if rng.random() < 0.15:
+        rule["shadow"] = True
+    if backend is not None and rng.random() < 0.7:
+        rule["backend"] = backend
+    return rule
+
+
+def _entry(rng: random.Random) -> Mapping[str, Any] | None:
+    match rng.randrange(4):
+        case 0:
+            return None
+        case 1:
+            return {"segment": rng.choice((*SEGMENTS, "unlisted"))}
+        case 2:
+            return {"rules": {"api": _limit(rng)}}
+        case _:
+            return {"segment": rng.choice(SEGMENTS), "rules": {rng.choice(("api", "other")): _limit(rng)}}

@@ -1,0 +1,278 @@
+"""The fleet in virtual time: random runs from seeds, named scenarios from files, and broken nodes that must be caught.
+
+    LIMITER_SIM_SEEDS=1000   that many seeds instead of SEEDS
+    LIMITER_SIM_SEED=17      this one alone, as a failure tells you
+
+`scripts/simulate` runs more of them outside pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from limiter_node import app, cli
+from limiter_node.core.engine import Engine
+from limiter_node.core.router import Forward, Router
+from tests.sim import node as sim_node
+from tests.sim import scenario as scenarios
+from tests.sim.faults import Delay, Flaky, Partition, Start
+from tests.sim.fleet import Failed, run
+from tests.sim.scenario import DocumentChange, Expect, Load, NodeSpec, Scenario
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
+    from limiter_node.core.model import Answer, Ask, Check, Outcome, UnknownRule, Verdict
+    from limiter_node.core.ring import Ring
+    from limiter_node.core.router import Link
+    from limiter_node.core.rules import Multiplier, Rule
+
+SEEDS = 30
+"""The whole file takes 25 s of one core with these."""
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((Path(__file__).parent / "scenarios").glob("*.yaml"))
+
+
+def seeds() -> list[int]:
+    one = os.environ.get("LIMITER_SIM_SEED")
+    return [int(one)] if one else list(range(int(os.environ.get("LIMITER_SIM_SEEDS", SEEDS))))
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_a_steady_fleet_keeps_its_promises_whatever_happens_to_messages(seed: int) -> None:
+    run(scenarios.generate(seed), seed)
+
+
+@pytest.mark.parametrize("seed", seeds()[: max(1, len(seeds()) // 4)])
+def test_a_fleet_whose_members_come_and_go_answers_every_check(seed: int) -> None:
+    run(scenarios.generate_moving(seed), seed)
+
+
+def named() -> list[ParameterSet]:
+    params = []
+    for file in FILES:
+        bug = scenarios.load(file).expect.known_bug
+        marks = [pytest.mark.xfail(raises=Failed, reason=bug, strict=True)] if bug else []
+        params.append(pytest.param(file, id=file.stem, marks=marks))
+    return params
+
+
+@pytest.mark.parametrize("file", named())
+def test_a_named_scenario_holds(file: Path) -> None:
+    scenario = scenarios.load(file)
+    for seed in range(2):
+        run(scenario, seed)
+
+
+def test_a_scenario_survives_being_written_down(tmp_path: Path) -> None:
+    for seed in range(20):
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(scenarios.dump(scenarios.generate(seed)))
+        assert scenarios.load(file) == scenarios.generate(seed)
+
+
+def test_the_same_seed_takes_the_same_steps() -> None:
+    for seed in (1, 2):
+        assert run(scenarios.generate(seed), seed) == run(scenarios.generate(seed), seed)
+
+
+def test_another_seed_takes_other_steps() -> None:
+    scenario = scenarios.generate(1)
+    assert run(scenario, 1).fingerprint != run(scenario, 2).fingerprint
+
+
+def test_the_same_seed_takes_the_same_steps_in_processes_that_hash_differently() -> None:
+    prints = set()
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "tests.sim", "--seeds", "4", "--start", "1", "--fingerprints"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        prints.add(done.stdout)
+    assert len(prints) == 1
+
+
+def test_the_simulated_node_keeps_the_times_of_the_real_one() -> None:
+    defaults = cli.serve.make_context("serve", []).params
+    assert sim_node.TICK_NS == app.TICK_S * 1e9
+    assert defaults["peer_timeout"] * 1e6 == sim_node.PEER_TIMEOUT_NS
+    assert defaults["lease_ttl"] * 1e9 == sim_node.LEASE_TTL_NS
+    assert sim_node.LEAVE_SEEN_NS == app.LEAVE_SEEN_S * 1e9
+
+
+# Broken nodes: each must be caught, else the judge is not worth its name.
+
+
+class GreedyRouter(Router):
+    """Decides for every key, whoever owns it."""
+
+    def check(self, check: Check, now_ns: int) -> Outcome | Forward:
+        return self.decide(check, now_ns)
+
+
+class ObligingRouter(Router):
+    """Decides whatever a peer asks for, as one that never heard of a new ring."""
+
+    def set_ring(self, ring: Ring, now_ns: int) -> None:
+        if self.ring.revision == 0:
+            super().set_ring(ring, now_ns)
+
+
+class EchoingRouter(Router):
+    """Gives every outcome twice."""
+
+    def on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
+        forwards = list(link.pending.get(answer.id, ()))
+        super().on_answer(link, answer, now_ns)
+        link.pending[answer.id] = forwards
+        super().on_answer(link, answer, now_ns)
+
+
+class PatientRouter(Router):
+    """Lets deadlines pass."""
+
+    def tick(self, now_ns: int) -> None:
+        pass
+
+
+class ForgetfulRouter(Router):
+    """Forgets who was waiting when a link breaks."""
+
+    def on_down(self, link: Link, now_ns: int) -> None:
+        link.take_all()
+        super().on_down(link, now_ns)
+
+
+class MisaddressingRouter(Router):
+    """Gives the answers of a frame to its checks in the wrong order."""
+
+    def flush(self, link: Link, now_ns: int) -> list[Ask]:
+        asks = super().flush(link, now_ns)
+        for ask in asks:
+            link.pending[ask.id].reverse()
+        return asks
+
+
+class GenerousEngine(Engine):
+    """Doubles every burst."""
+
+    def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
+        if rule is not None:
+            limits = {segment: replace(limit, burst=2 * limit.burst) for segment, limit in rule.limits.items()}
+            rule = replace(rule, limits=limits)
+        super().set_rule(name, rule, now_ns)
+
+
+class ChargingEngine(Engine):
+    """Spends twice the cost."""
+
+    def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        return super().check(replace(check, cost=2 * check.cost), now_ns)
+
+
+class FastEngine(Engine):
+    """Its clock gains a hundredth."""
+
+    def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        return super().check(check, now_ns + now_ns // 100)
+
+
+class AmnesicEngine(Engine):
+    """A change of a rule forgets what was spent."""
+
+    def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
+        super().set_rule(name, None, now_ns)
+        super().set_rule(name, rule, now_ns)
+
+
+class LavishEngine(Engine):
+    """Gives a node that is alone the whole plan."""
+
+    def check_alone(self, check: Check, parts: int, now_ns: int) -> Verdict | UnknownRule:
+        return super().check_alone(check, 1, now_ns)
+
+
+class DeafEngine(Engine):
+    """Hears of no multiplier."""
+
+    def set_multiplier(self, backend: str, multiplier: Multiplier | None, now_ns: int) -> None:
+        pass
+
+
+TROUBLE = Scenario(
+    name="trouble",
+    about="a bit of everything that a broken node could trip over",
+    nodes=tuple(NodeSpec(id=f"n{number}", offset_ms=1000 * number) for number in range(1, 5)),
+    documents={"rules/api": {"rate": "10/s", "burst": 20, "backend": "orders"}},
+    changes=(
+        DocumentChange(at_ms=700, key="rules/api", value={"rate": "9/s", "burst": 30, "backend": "orders"}),
+        DocumentChange(at_ms=2000, key="multipliers/orders", value={"multiplier": 0.5, "pinned": True}),
+    ),
+    load=Load(checks_per_s=100, keys=("a", "b", "c", "d"), costs=(1, 2), batch_max=8),
+    faults=(
+        Delay(at_ms=300, until_ms=1000, links=("*|*",), least_ms=0, most_ms=30),
+        Flaky(at_ms=300, until_ms=1000, links=("*|*",), breaks_per_s=20),
+        Partition(at_ms=1200, until_ms=1700, links=("n1|*",)),
+    ),
+)
+JOIN = replace(
+    TROUBLE,
+    nodes=(*TROUBLE.nodes, NodeSpec(id="n5", is_founder=False)),
+    faults=(Start(at_ms=500, nodes=("n5",)),),
+    expect=Expect(keeps_counts=False),
+)
+
+
+def test_trouble_and_a_join_are_no_trouble_for_a_sound_node() -> None:
+    for seed in range(2):
+        run(TROUBLE, seed)
+        run(JOIN, seed)
+
+
+@pytest.mark.parametrize(
+    ("engine_class", "complaint"),
+    [
+        (GenerousEngine, "tokens too many|says limit"),
+        (ChargingEngine, "remaining|tokens left"),
+        (FastEngine, "too many|remaining"),
+        (AmnesicEngine, "too many|remaining"),
+        (LavishEngine, "alone: says limit"),
+        (DeafEngine, "says limit"),
+    ],
+)
+def test_a_broken_engine_is_caught(engine_class: type[Engine], complaint: str) -> None:
+    for seed in range(2):
+        with pytest.raises(Failed, match=complaint):
+            run(TROUBLE, seed, engine_class=engine_class)
+
+
+@pytest.mark.parametrize(
+    ("router_class", "scenario", "complaint"),
+    [
+        (GreedyRouter, TROUBLE, "decided as owner, but"),
+        (ObligingRouter, JOIN, "its ring is|not decided by its owner"),
+        (EchoingRouter, TROUBLE, "a second outcome"),
+        (PatientRouter, TROUBLE, "no outcome in"),
+        (ForgetfulRouter, TROUBLE, "no outcome in"),
+        (MisaddressingRouter, TROUBLE, "nobody decided"),
+    ],
+)
+def test_a_broken_router_is_caught(router_class: type[Router], scenario: Scenario, complaint: str) -> None:
+    for seed in range(2):
+        with pytest.raises(Failed, match=complaint):
+            run(scenario, seed, router_class=router_class)
+
+
+def test_a_failure_names_its_seed_and_what_led_to_it() -> None:
+    with pytest.raises(Failed) as failed:
+        run(TROUBLE, 42, engine_class=GenerousEngine)
+    text = str(failed.value)
+    assert "fails with seed 42" in text
+    assert "VIOLATION" in text.splitlines()[-1]

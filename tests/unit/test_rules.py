@@ -1,0 +1,400 @@
+"""Rules, key entries and multipliers: what is accepted, what it becomes, and every problem of what is not."""
+
+from typing import Any
+
+import pytest
+
+from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.errors import BadRule
+from limiter_node.core.rules import (
+    COUNT_MAX,
+    NAME_ALLOWED,
+    RATE_ALLOWED,
+    KeyEntry,
+    Limit,
+    Multiplier,
+    decode_json,
+    is_name,
+    key_problem,
+    parse_key_entry,
+    parse_multiplier,
+    parse_rate,
+    parse_rule,
+)
+
+LONG_NAME = "n" * 64
+
+
+def problems_of_rule(document: Any, name: str = "api") -> list[str]:
+    with pytest.raises(BadRule) as caught:
+        parse_rule(name, document)
+    assert str(caught.value) == "; ".join(caught.value.problems)
+    return list(caught.value.problems)
+
+
+# Rates and names.
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "period_s"),
+    [
+        ("100/s", 100, 1),
+        ("1/m", 1, 60),
+        ("49/h", 49, 3_600),
+        ("1000/d", 1_000, 86_400),
+        ("10/30s", 10, 30),
+        ("5/2d", 5, 172_800),
+        ("007/01m", 7, 60),
+        (f"{COUNT_MAX}/366d", COUNT_MAX, 366 * 86_400),
+        ("1/31622400s", 1, 31_622_400),
+    ],
+)
+def test_a_rate_is_a_count_per_period(text: str, count: int, period_s: int) -> None:
+    assert parse_rate(text) == (count, period_s)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "100",
+        "100/",
+        "/s",
+        "0/s",
+        "-1/s",
+        "+1/s",
+        "1.5/s",
+        "1/1.5s",
+        "1/0s",
+        "1/w",
+        "1/S",
+        "1 /s",
+        " 1/s",
+        "1/s\n",
+        "1e3/s",
+        "1/ms",
+        "1_000/s",
+        "\u0661/s",
+        "1/\u0661s",
+        f"{COUNT_MAX + 1}/s",
+        "1/367d",
+        "1/31622401s",
+        "9" * 5_000 + "/s",
+        "1/" + "9" * 5_000 + "s",
+    ],
+)
+def test_what_is_no_rate_is_told_what_one_is(text: str) -> None:
+    with pytest.raises(ValueError, match="is no rate; allowed: ") as caught:
+        parse_rate(text)
+    assert str(caught.value).endswith(RATE_ALLOWED)
+
+
+@pytest.mark.parametrize("name", ["a", "A-Z.a_z-09", "...", LONG_NAME])
+def test_names_are_1_to_64_of_a_few_characters(name: str) -> None:
+    assert is_name(name)
+    assert parse_rule(name, {"rate": "1/s"}).name == name
+
+
+@pytest.mark.parametrize("name", ["", LONG_NAME + "n", "a b", "a/b", "é", "a\n", "\u0661"])
+def test_other_names_are_refused(name: str) -> None:
+    assert not is_name(name)
+    assert problems_of_rule({"rate": "1/s"}, name) == [f"rule name: {name!r} is not allowed; allowed: {NAME_ALLOWED}"]
+
+
+@pytest.mark.parametrize(
+    "key", ["k", " ", "a" * 512, "é" * 256, "日本", "a/b?c=d&e", '"quoted"', "\u2028", "\U0001f600"]
+)
+def test_a_client_key_is_any_text_of_up_to_512_bytes(key: str) -> None:
+    assert key_problem(key) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "is empty"),
+        ("a" * 513, "is 513 bytes long"),
+        ("é" * 257, "is 514 bytes long"),
+        ("a\nb", "has a control character"),
+        ("a\x00", "has a control character"),
+        ("\x7f", "has a control character"),
+        ("\x85", "has a control character"),
+        ("é\x9f", "has a control character"),
+        ("\ud800", "is not UTF-8"),
+    ],
+)
+def test_what_is_no_client_key_is_told_why(key: str, problem: str) -> None:
+    assert key_problem(key) == f"{problem}; allowed: 1 to 512 bytes of UTF-8 without control characters"
+
+
+# Rules.
+
+
+def test_a_rule_of_nothing_but_a_rate_gets_every_default() -> None:
+    rule = parse_rule("api", {"rate": "100/s"})
+    assert rule.limits == {"default": Limit("100/s", 100, 1, 100)}
+    assert rule.describe() == {
+        "rate": "100/s",
+        "burst": 100,
+        "algorithm": "token_bucket",
+        "segments": {},
+        "backend": None,
+        "priority": 5,
+        "on_unreachable": "local",
+        "durability": "async",
+        "shadow": False,
+    }
+
+
+def test_a_rule_with_everything_is_described_with_everything() -> None:
+    document = {
+        "rate": "100/s",
+        "burst": 200,
+        "algorithm": "token_bucket",
+        "segments": {
+            "premium": {"rate": "1000/s", "burst": 2_000, "priority": 2},
+            "free": {"rate": "10/30s"},
+            "polite": {"priority": 9},
+        },
+        "backend": "orders",
+        "priority": 4,
+        "on_unreachable": "deny",
+        "durability": "sync",
+        "shadow": True,
+    }
+    rule = parse_rule("api", document)
+    assert rule.limits["free"] == Limit("10/30s", 10, 30, 10)
+    assert rule.limits["polite"] == rule.limits["default"] == Limit("100/s", 100, 1, 200)
+    assert rule.describe() == {
+        **document,
+        "segments": {
+            "premium": {"rate": "1000/s", "burst": 2_000, "algorithm": "token_bucket", "priority": 2},
+            "free": {"rate": "10/30s", "burst": 10, "algorithm": "token_bucket", "priority": 4},
+            "polite": {"rate": "100/s", "burst": 200, "algorithm": "token_bucket", "priority": 9},
+        },
+    }
+    assert parse_rule("api", rule.describe()) == rule
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "window_s"),
+    [("100/s", 200, 2), ("100/s", 201, 3), ("100/s", 1, 1), ("10/30s", 10, 30), ("7/m", 7, 60), ("1000/d", 1, 87)],
+)
+def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_s: int) -> None:
+    assert parse_rule("api", {"rate": rate, "burst": burst}).limits["default"].window_s == window_s
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rate": None}, "rate: Expected str, got null"),
+        ({"rate": 100}, "rate: Expected str, got int"),
+        ({"rate": "-5/s"}, f"rate: '-5/s' is no rate; allowed: {RATE_ALLOWED}"),
+        ({"burst": 0}, "burst: Expected int >= 1"),
+        ({"burst": -1}, "burst: Expected int >= 1"),
+        ({"burst": 1.5}, "burst: Expected int | null, got float"),
+        ({"burst": "200"}, "burst: Expected int | null, got str"),
+        ({"burst": True}, "burst: Expected int | null, got bool"),
+        ({"burst": COUNT_MAX + 1}, f"burst: Expected int <= {COUNT_MAX}"),
+        ({"algorithm": "magic"}, "algorithm: Invalid enum value 'magic'; allowed: token_bucket"),
+        ({"backend": "a b"}, "backend: Expected str matching regex"),
+        ({"backend": 5}, "backend: Expected str | null, got int"),
+        ({"priority": 10}, "priority: Expected int <= 9"),
+        ({"priority": -1}, "priority: Expected int >= 0"),
+        ({"on_unreachable": "panic"}, "on_unreachable: Invalid enum value 'panic'; allowed: allow, deny, local"),
+        ({"durability": "maybe"}, "durability: Invalid enum value 'maybe'; allowed: async, sync"),
+        ({"shadow": "yes"}, "shadow: Expected bool, got str"),
+        ({"shadow": 1}, "shadow: Expected bool, got int"),
+        ({"brust": 5}, "brust: unknown field; allowed: rate, burst, algorithm, segments, backend, priority,"),
+        ({"segments": []}, "segments: Expected object, got array"),
+        ({"segments": {"a b": {"rate": "1/s"}}}, f"segments: 'a b' is not allowed; allowed: {NAME_ALLOWED}"),
+        ({"segments": {"free": None}}, "segments.free: must be an object"),
+        ({"segments": {"free": {"rate": "x"}}}, "segments.free.rate: 'x' is no rate; allowed: "),
+        ({"segments": {"free": {"burst": 5}}}, "segments.free.burst: needs a rate in the same entry"),
+        ({"segments": {"free": {"rate": "1/s", "burst": 0}}}, "segments.free.burst: Expected int >= 1"),
+        (
+            {"segments": {"free": {"rat": "1/s"}}},
+            "segments.free.rat: unknown field; allowed: rate, burst, algorithm, p",
+        ),
+    ],
+)
+def test_one_problem_is_told_with_its_path_and_what_is_allowed(change: dict[str, Any], problem: str) -> None:
+    problems = problems_of_rule({"rate": "100/s", **change})
+    assert len(problems) == 1
+    if problem.startswith("on_unreachable"):
+        field, _, allowed = problems[0].rpartition("; allowed: ")
+        assert (field, sorted(allowed.split(", "))) == (problem.rpartition("; ")[0], ["allow", "deny", "local"])
+    else:
+        assert problems[0].startswith(problem)
+
+
+def test_a_bad_name_of_a_backend_is_told_which_are_allowed() -> None:
+    assert problems_of_rule({"rate": "1/s", "backend": "a b"})[0].endswith(f"; allowed: {NAME_ALLOWED}")
+
+
+def test_every_problem_of_a_rule_is_told_at_once() -> None:
+    document = {
+        "burst": 0,
+        "algorithm": "magic",
+        "brust": 5,
+        "segments": {"a b": {"rate": "1/w", "priority": 11}, "free": {"burst": 5}, "premium": 7},
+        "shadow": None,
+    }
+    told = [problem.partition(":")[0] for problem in problems_of_rule(document, "a/b")]
+    assert told == [
+        "rule name",
+        "burst",
+        "algorithm",
+        "brust",
+        "segments",
+        "segments.a b.rate",
+        "segments.a b.priority",
+        "segments.free.burst",
+        "segments.premium",
+        "shadow",
+        "rate",
+    ]
+
+
+@pytest.mark.parametrize("document", [None, [], "100/s", 5, True])
+def test_what_is_no_object_is_no_rule(document: Any) -> None:
+    assert problems_of_rule(document) == ["document: must be an object"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param({1: "1/s", "rate": "1/s"}, id="of a field"),
+        pytest.param({"rate": "1/s", "segments": {1: {"rate": "1/s"}}}, id="of a segment"),
+        pytest.param({"rate": "1/s", "segments": {True: {"rate": "1/s"}}}, id="of a segment called on or yes"),
+        pytest.param({"rate": "1/s", "segments": {"free": {None: 1}}}, id="of a field of a segment"),
+    ],
+)
+def test_names_that_yaml_reads_as_something_else_are_problems_and_not_crashes(document: Any) -> None:
+    assert len(problems_of_rule(document)) == 1
+
+
+# Entries of single keys.
+
+
+def test_a_key_may_have_a_segment_numbers_both_or_nothing_of_its_own() -> None:
+    assert parse_key_entry("user:42", {}) == KeyEntry(None, {})
+    assert parse_key_entry("user:42", {"segment": "premium"}) == KeyEntry("premium", {})
+    assert parse_key_entry("é", {"segment": None, "rules": {"api": {"rate": "5/s"}}}) == KeyEntry(
+        None, {"api": Limit("5/s", 5, 1, 5)}
+    )
+    assert parse_key_entry("k", {"rules": {"api": {"rate": "5/s", "burst": 9, "algorithm": "token_bucket"}}}) == (
+        KeyEntry(None, {"api": Limit("5/s", 5, 1, 9)})
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "document", "told"),
+    [
+        ("", {}, ["key: is empty"]),
+        ("a\nb", {"segment": "a b"}, ["key: has a control", "segment: Expected str matching regex"]),
+        ("k", None, ["document: must be an object"]),
+        ("k", {"segments": "x"}, ["segments: unknown field; allowed: segment, rules"]),
+        ("k", {"rules": {"api": {"burst": 5}}}, ["rules.api.rate: is required"]),
+        ("k", {"rules": {"a/b": {"rate": "1"}}}, ["rules: 'a/b' is not allowed", "rules.a/b.rate: '1' is no rate"]),
+        (
+            "k",
+            {"rules": {"api": {"rate": "1/s", "priority": 1}}},
+            ["rules.api.priority: unknown field; allowed: rate"],
+        ),
+    ],
+)
+def test_every_problem_of_a_key_entry_is_told_at_once(key: str, document: Any, told: list[str]) -> None:
+    with pytest.raises(BadRule) as caught:
+        parse_key_entry(key, document)
+    problems = caught.value.problems
+    assert len(problems) == len(told)
+    for problem, start in zip(problems, told, strict=True):
+        assert problem.startswith(start)
+
+
+# Multipliers.
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "ppm"),
+    [
+        (1, PPM),
+        (1.0, PPM),
+        (0.62, 620_000),
+        (0.3, 300_000),
+        (1 / 3, 333_333),
+        (0.0000014, 1),
+        (1e-12, 1),
+        (5e-324, 1),
+    ],
+)
+def test_a_multiplier_is_kept_in_millionths_and_at_least_one(multiplier: float, ppm: int) -> None:
+    assert parse_multiplier({"multiplier": multiplier}) == Multiplier(ppm, "unknown", False)
+
+
+def test_what_the_controller_adds_to_a_multiplier_is_carried_and_not_judged() -> None:
+    document = {
+        "multiplier": 0.5,
+        "state": "overload",
+        "pinned": True,
+        "reason": "p90 812ms > 250ms",
+        "rate": 930,
+        "priorities": {"0": 1.0},
+        "term": 17,
+        "of a later version": [],
+    }
+    assert parse_multiplier(document) == Multiplier(500_000, "overload", True)
+
+
+@pytest.mark.parametrize("multiplier", [0, 0.0, -0.1, 1.0000001, 2, float("nan"), float("inf"), -float("inf")])
+def test_a_multiplier_is_above_0_and_up_to_1(multiplier: float) -> None:
+    with pytest.raises(BadRule) as caught:
+        parse_multiplier({"multiplier": multiplier})
+    assert caught.value.problems == (f"multiplier: {multiplier} is out of range; allowed: above 0, up to 1",)
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({}, ["multiplier: is required"]),
+        ([], ["document: must be an object"]),
+        ({"multiplier": "0.5"}, ["multiplier: Expected float, got str"]),
+        ({"multiplier": True}, ["multiplier: Expected float, got bool"]),
+        (
+            {"multiplier": None, "pinned": 1},
+            ["multiplier: Expected float, got null", "pinned: Expected bool, got int"],
+        ),
+    ],
+)
+def test_every_problem_of_a_multiplier_is_told_at_once(document: Any, told: list[str]) -> None:
+    with pytest.raises(BadRule) as caught:
+        parse_multiplier(document)
+    assert list(caught.value.problems) == told
+
+
+# JSON.
+
+
+@pytest.mark.parametrize(("text", "value"), [(b"{}", {}), (b' {"rate": "1/s"} ', {"rate": "1/s"}), (b"null", None)])
+def test_json_is_decoded(text: bytes, value: Any) -> None:
+    assert decode_json(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"rate: 1/s",
+        b"{} {}",
+        b'{"rate": NaN}',
+        b'"\xff"',
+        b'"\\ud800"',
+        b"1" + b"0" * 5_000,
+        b"1e999",
+        pytest.param(b'{"rate": ' + b"[" * 100_000, id="nested 100,000 deep"),
+    ],
+)
+def test_bytes_that_are_no_json_are_a_bad_rule_and_nothing_else(text: bytes) -> None:
+    with pytest.raises(BadRule, match=r"^not JSON: "):
+        decode_json(text)
