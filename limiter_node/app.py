@@ -10,13 +10,13 @@ import asyncio
 import gc
 import os
 import random
+import secrets
 import signal
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__
+from limiter_node import __version__, clock, report
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
 from limiter_node.control.etcd import EtcdSession
@@ -25,30 +25,31 @@ from limiter_node.control.rulebook import RuleBook
 from limiter_node.control.rules_file import RulesFile
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
-from limiter_node.core.ring import Member, Ring
-from limiter_node.core.router import LinkState, Router
+from limiter_node.core.model import Member
+from limiter_node.core.ring import Ring
+from limiter_node.core.router import Router
 from limiter_node.edge.admin_api import AdminApi
 from limiter_node.edge.check_api import CheckApi
 from limiter_node.edge.http_server import HttpServer
-from limiter_node.edge.metrics import Counters, Exposition, Reading
+from limiter_node.edge.metrics import Counters, Exposition
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limiter_node.core.router import Link
+    from limiter_node.core.links import Link
     from limiter_node.settings import Settings
 
 log = structlog.get_logger()
 
-TICK_S = 0.02
-"""A fifth of the default peer timeout: deadlines are noticed at most this late."""
+TICK_S = 0.01
+"""A tenth of the default peer timeout: deadlines are noticed at most this late."""
 
 PARTING_S = 1.0
 """Longest wait for peers to hang up after the leave."""
 
-LEAVE_SEEN_S = 1.0
-"""Longest wait for etcd to tell this node that its leave is known."""
+LEAVE_SEEN_S = 2.5
+"""Longest wait for etcd to tell this node that its leave is known; another node's lapse may hold it up for a second."""
 
 
 class Fleet:
@@ -83,20 +84,24 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.is_draining = False
+        self._has_joined = False  # and has taken over its keys
         self.addresses: dict[str, Address] = {}
         self.counters = Counters()
         self.engine = Engine(buckets_max=settings.max_keys)
         self.router = Router(
             settings.node_id,
             self.engine,
+            boot=secrets.randbits(48),
             peer_timeout_ns=settings.peer_timeout_ms * 1_000_000,
+            replication_ns=settings.replication_interval_ms * 1_000_000,
             open_link=self._open_link,
+            on_ring=self._set_ring,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
         self.api = CheckApi(self.router, self.counters, on_unknown_rule=settings.on_unknown_rule)
         self.http = HttpServer(self.api)
-        self.admin = AdminApi(self, Exposition(self.counters, gauges=self._gauges(), totals=self._totals()))
+        self.admin = AdminApi(self, Exposition(self.counters, gauges=report.gauges(self), totals=report.totals(self)))
         self.etcd: EtcdSession | None = None
         self.rules_file: RulesFile | None = None
         self._peer_links: list[PeerLink] = []
@@ -108,7 +113,7 @@ class Node:
     @property
     def is_ready(self) -> bool:
         """Whether a load balancer should send checks here."""
-        return self.api.is_ready and not self.is_draining
+        return self._has_joined and not self.is_draining
 
     @property
     def config_revision(self) -> int:
@@ -124,7 +129,7 @@ class Node:
             self._start_standalone()
         loop = asyncio.get_running_loop()
         self._peer_server = await loop.create_server(
-            lambda: PeerServer(self.router, monotonic_ns, self._peer_connections),
+            lambda: PeerServer(self.router, clock.now_ns, self._peer_connections),
             settings.peer.host,
             settings.peer.port,
         )
@@ -148,11 +153,11 @@ class Node:
         if self.settings.rules is None:
             log.warning("no rules: give --rules FILE, or --etcd to join a fleet")
         else:
-            self.rules_file = RulesFile(self.settings.rules, self.book, monotonic_ns)
+            self.rules_file = RulesFile(self.settings.rules, self.book, clock.now_ns)
             self.rules_file.load()
             self._tasks.append(asyncio.create_task(self.rules_file.watch(), name="rules file"))
-        me = Member(self.settings.node_id, "", self.settings.zone, 1, __version__)
-        self.router.set_ring(Ring(1, {me.id: me}), monotonic_ns())
+        me = Member(self.settings.node_id, "", self.settings.zone, 1, __version__, self.router.boot)
+        self._set_ring(Ring(1, {me.id: me}))
 
     async def _start_etcd(self) -> None:
         settings = self.settings
@@ -166,30 +171,34 @@ class Node:
             user=settings.etcd_user,
             password=settings.etcd_password,
         )
-        self.etcd = EtcdSession(config, Fleet(self.book, self.membership, monotonic_ns))
+        self.etcd = EtcdSession(config, Fleet(self.book, self.membership, clock.now_ns))
         await self.etcd.start()
         self._tasks.append(asyncio.create_task(self._join(), name="join"))
 
     async def _join(self) -> None:
-        """Register once the rules are known, and be ready once the ring has this node and its links are tried."""
+        """Register once the rules are known, and be ready once this node has the keys that it takes over."""
         assert self.etcd is not None
         await self.etcd.first_sync()
         self._register(leaving=False)
-        while self.settings.node_id not in self.router.ring.members:
-            self._ring_changed.clear()
-            await self._ring_changed.wait()
-        while any(link.state is LinkState.CONNECTING for link in self.router.links.values()):
+        while not self._is_member or not self.router.keeper.is_whole:
             await asyncio.sleep(TICK_S)
         self._become_ready()
+
+    @property
+    def _is_member(self) -> bool:
+        me = self.router.ring.members.get(self.settings.node_id)
+        return me is not None and me.boot == self.router.boot
 
     def _register(self, *, leaving: bool) -> None:
         assert self.etcd is not None
         peer = self.settings.advertise or self.addresses["peer"]
-        doc = NodeDoc(peer=str(peer), zone=self.settings.zone, version=__version__, leaving=leaving)
+        doc = NodeDoc(
+            peer=str(peer), zone=self.settings.zone, version=__version__, leaving=leaving, boot=self.router.boot
+        )
         self.etcd.register(f"nodes/{self.settings.node_id}", encode_node(doc))
 
     def _become_ready(self) -> None:
-        self.api.is_ready = True
+        self._has_joined = True
         log.info(
             "ready",
             node=self.settings.node_id,
@@ -199,22 +208,23 @@ class Node:
 
     def _set_ring(self, ring: Ring) -> None:
         before = self.router.ring.members.keys()
-        self.router.set_ring(ring, monotonic_ns())
+        self.router.set_ring(ring, clock.now_ns())
+        self.api.is_answering = True  # the rules came with the first ring
         if before != ring.members.keys():
             log.info("ring changed", revision=ring.revision, members=list(ring.members))
         self._ring_changed.set()
 
     def _open_link(self, link: Link) -> PeerLink:
         # Jitter spreads reconnects, it guards nothing.
-        carrier = PeerLink(link, self.router, monotonic_ns=monotonic_ns, jitter=random.Random())  # noqa: S311
+        carrier = PeerLink(link, self.router, monotonic_ns=clock.now_ns, jitter=random.Random())  # noqa: S311
         self._peer_links = [other for other in self._peer_links if not other.is_closed]
         self._peer_links.append(carrier)
         return carrier
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            now_ns = monotonic_ns()
+            await asyncio.sleep(min(TICK_S, self.settings.replication_interval_ms / 1000))
+            now_ns = clock.now_ns()
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)
@@ -228,7 +238,7 @@ class Node:
         self.is_draining = self.http.is_draining = True
         await asyncio.sleep(settings.drain_delay_s)
         if self.etcd is not None:
-            await self._leave()
+            await self._leave(deadline_s - PARTING_S)
         left_s = loop.time()
         await self.http.stop(max(0.0, deadline_s - loop.time()))
         # Peers hang up once they know the new ring and have their answers.
@@ -237,8 +247,8 @@ class Node:
         await self.close()
         log.info("stopped", node=settings.node_id)
 
-    async def _leave(self) -> None:
-        """Have the others take this node out of the ring, then give up the lease."""
+    async def _leave(self, deadline_s: float) -> None:
+        """Have the others take this node out of the ring, hand over what it knows, then give up the lease."""
         assert self.etcd is not None
         if self.settings.node_id in self.router.ring.members and len(self.router.ring.members) > 1:
             self._register(leaving=True)
@@ -249,6 +259,11 @@ class Node:
                         await self._ring_changed.wait()
             except TimeoutError:
                 log.warning("etcd did not confirm the leave; the lease will run out")
+        loop = asyncio.get_running_loop()
+        while not self.router.keeper.has_handed_over(clock.now_ns()) and loop.time() < deadline_s:
+            await asyncio.sleep(TICK_S)
+        if not self.router.keeper.has_handed_over(clock.now_ns()):
+            log.warning("not all keys were handed over in time", copies_due=self.router.keeper.replication.due)
         await self.etcd.leave()
 
     async def close(self) -> None:
@@ -268,94 +283,9 @@ class Node:
         await self.http.stop(0)
         await self.admin.stop()
 
-    def _gauges(self) -> dict[str, Reading]:
-        return {
-            "limiter_ready": ("1 while a load balancer should send checks here.", lambda: self.is_ready),
-            "limiter_keys": ("Buckets in memory.", lambda: self.engine.buckets),
-            "limiter_rules": ("Rules in force.", lambda: len(self.engine.rules)),
-            "limiter_config_problems": ("Keys whose present value is bad.", lambda: len(self.book.problems)),
-            "limiter_config_revision": ("Revision of the rules last applied.", lambda: self.config_revision),
-            "limiter_ring_members": ("Nodes in the ring.", lambda: len(self.router.ring.members)),
-            "limiter_ring_revision": ("etcd revision of the ring.", lambda: self.router.ring.revision),
-            "limiter_peers_up": (
-                "Peers that checks can be sent to.",
-                lambda: sum(link.state is LinkState.UP for link in self.router.links.values()),
-            ),
-            "limiter_etcd_connected": (
-                "1 while etcd is watched.",
-                lambda: self.etcd is not None and self.etcd.connected,
-            ),
-            "limiter_http_connections": ("Open check connections.", lambda: len(self.http.connections)),
-        }
-
-    def _totals(self) -> dict[str, Reading]:
-        return {
-            "limiter_forwarded_checks": ("Checks passed on to their owner.", lambda: self.router.forwarded),
-            "limiter_rerouted_checks": (
-                "Forwarded checks that the first node asked did not own.",
-                lambda: self.router.rerouted,
-            ),
-            "limiter_unanswered_checks": (
-                "Forwarded checks decided by on_unreachable.",
-                lambda: self.router.unanswered,
-            ),
-            "limiter_unknown_rule_checks": (
-                "Checks whose rule does not exist.",
-                lambda: self.counters.unknown_rule,
-            ),
-            "limiter_evicted_keys": (
-                "Buckets forgotten before they were full, for want of room.",
-                lambda: self.engine.evicted,
-            ),
-            "limiter_config_rejections": ("Bad values seen.", lambda: self.book.rejected),
-            "limiter_etcd_reconnects": (
-                "Connections to etcd given up.",
-                lambda: 0 if self.etcd is None else self.etcd.reconnects,
-            ),
-            "limiter_etcd_lease_losses": (
-                "Leases that ran out.",
-                lambda: 0 if self.etcd is None else self.etcd.lease_losses,
-            ),
-        }
-
     def describe(self) -> dict[str, Any]:
         """The document of `GET /v1/status`."""
-        ring, etcd = self.router.ring, self.etcd
-        return {
-            "node": self.settings.node_id,
-            "version": __version__,
-            "addresses": {name: str(address) for name, address in self.addresses.items()},
-            "standalone": self.settings.is_standalone,
-            "ready": self.is_ready,
-            "etcd": {
-                "connected": etcd is not None and etcd.connected,
-                "revision": 0 if etcd is None else etcd.revision,
-            },
-            "leader": None,
-            "ring": {
-                "revision": ring.revision,
-                "members": [
-                    {
-                        "id": member.id,
-                        "peer": member.peer or str(self.addresses["peer"]),
-                        "zone": member.zone,
-                        "share": round(ring.share(member.id), 4),
-                    }
-                    for member in ring.members.values()
-                ],
-            },
-            "links": {name: link.state.value for name, link in self.router.links.items()},
-            "config": {
-                "revision": self.config_revision,
-                "rules": len(self.engine.rules),
-                "problems": [{"key": key, "error": error} for key, error in sorted(self.book.problems.items())],
-            },
-            "backends": {
-                name: {"multiplier": multiplier.ppm / 1e6, "state": multiplier.state, "signal_age": None}
-                for name, multiplier in self.engine.multipliers.items()
-            },
-            "keys": self.engine.buckets,
-        }
+        return report.describe(self)
 
 
 async def serve(settings: Settings) -> None:

@@ -81,15 +81,15 @@ def main() -> None:
 )
 @_option(
     "--replication-interval",
-    "Longest time a change waits before it is sent to the key's replica, in milliseconds; accepted, and without effect"
-    " until there are replicas.",
+    "Longest time a change waits before it is sent to the key's replica, in milliseconds.",
     default=20,
     type=click.IntRange(1, 60_000),
     metavar="MS",
 )
 @_option(
     "--peer-timeout",
-    "Deadline of one hop to another node, in milliseconds.",
+    "Deadline of one hop to another node, in milliseconds, the same on all nodes; one silent for four fifths of it is"
+    " stood in for.",
     default=100,
     type=click.IntRange(1, 60_000),
     metavar="MS",

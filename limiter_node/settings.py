@@ -52,6 +52,7 @@ class Settings:
     peer: Address
     advertise: Address | None  # None: the peer address in use
     lease_ttl_s: int
+    replication_interval_ms: int
     peer_timeout_ms: int
     drain_delay_s: float
     drain_timeout_s: float
@@ -115,6 +116,7 @@ def parse(options: Mapping[str, Any]) -> Settings:
         peer=listen["peer"],
         advertise=advertise,
         lease_ttl_s=options["lease_ttl"],
+        replication_interval_ms=options["replication_interval"],
         peer_timeout_ms=options["peer_timeout"],
         drain_delay_s=options["drain_delay"],
         drain_timeout_s=options["drain_timeout"],

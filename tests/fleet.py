@@ -103,6 +103,13 @@ class Fleet:
 
         eventually(agree, deadline_s, f"a ring of {ids} everywhere")
 
+    def has_replicated(self) -> bool:
+        """Whether every running node's copies are where they are to be."""
+        return all(metric(node, "limiter_replication_due_copies") == 0 for node in self.running) and all(
+            not any(status["handover"]["due"].values()) and status["replication_lag_ms"] == 0
+            for status in self.statuses()
+        )
+
     def problems(self) -> list[list[str]]:
         """The keys of `config.problems` of each running node."""
         return [[problem["key"] for problem in status["config"]["problems"]] for status in self.statuses()]

@@ -3,11 +3,15 @@
 A member that announces its leave (`"leaving": true`) is out of the ring at once. One whose key vanishes without a
 word has lost its lease, and that is either dead or about to register again: an etcd that was frozen longer than the
 lease drops every lease when it wakes, and all nodes are back within milliseconds. So a lapse takes effect only after
-a grace; until then the ring stays as it is. A dead node costs nothing by that: its peers notice long before.
+a grace; until then the ring stays as it is, whoever else comes or goes. A dead node costs nothing by that: its peers
+notice long before.
 
-This module knows neither etcd nor sockets, and time is handed in. Invariants: this node stays in its own ring until
-it leaves by its own will; no ring is empty; the ring's revision never goes back, even where etcd's does (restored from
-a backup): it then stands still until etcd has caught up.
+For the same reason a node that finds nobody else registered does not found a fleet at once: an etcd that wakes with
+all leases gone shows a node that starts just then an empty fleet, whose members are about to be back.
+
+This module knows neither etcd nor sockets, and time is handed in. Invariants: a ring holds exactly the members that
+etcd had at its revision, so that two rings of one revision are the same; no ring is empty; the ring's revision never
+goes back, even where etcd's does (restored from a backup): it then stands still until etcd has caught up.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
-from limiter_node.core.ring import Member, Ring
+from limiter_node.core.model import Member
+from limiter_node.core.ring import Ring
 from limiter_node.core.rules import NAME_ALLOWED, is_name
 
 if TYPE_CHECKING:
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 
 LAPSE_GRACE_NS = 1_000_000_000
 """Longer than a node takes to register again (one round trip to etcd), short against every lease."""
+
+FOUNDING_GRACE_NS = 2_000_000_000
+"""How long a node that starts stays alone before it decides: twice the longest pause between dials to etcd."""
 
 WEIGHT_MAX = 100
 _PORT = re.compile("[0-9]{1,5}")
@@ -39,6 +47,7 @@ class NodeDoc(msgspec.Struct, omit_defaults=True):
     version: str = ""
     weight: int = 1
     leaving: bool = False
+    boot: int = 0
 
 
 def encode_node(doc: NodeDoc) -> bytes:
@@ -71,7 +80,10 @@ class Membership:
     def __init__(self, node_id: str, publish: Callable[[Ring], None]) -> None:
         self._node_id = node_id
         self._publish = publish
+        self._founding_ns: int | None = None  # since when this node, which starts, is alone
+        self._has_ring = False
         self._members: dict[str, Member] = {}
+        self._leavers: dict[str, Member] = {}
         # Members whose key has vanished: when (monotonic ns), and at which revision.
         self._lapsed: dict[str, tuple[int, int]] = {}
         self._revision = 0
@@ -82,25 +94,35 @@ class Membership:
         if value is None:
             if name in self._members:
                 self._lapsed.setdefault(name, (now_ns, revision))
+            elif self._leavers.pop(name, None) is not None:
+                self._revision = max(self._revision, revision)
+                self._is_stale = True
             return
         doc = parse_node(name, value)
         self._lapsed.pop(name, None)
         self._revision = max(self._revision, revision)
         self._is_stale = True
-        if doc.leaving:
-            self._members.pop(name, None)
-        else:
-            self._members[name] = Member(name, doc.peer, doc.zone, doc.weight, doc.version)
+        self._members.pop(name, None)
+        self._leavers.pop(name, None)
+        where = self._leavers if doc.leaving else self._members
+        where[name] = Member(name, doc.peer, doc.zone, doc.weight, doc.version, doc.boot)
 
     def settle(self, now_ns: int) -> None:
         """Publish what has changed, lapses past their grace included; to be called after changes and regularly."""
         for name, (lapsed_ns, revision) in list(self._lapsed.items()):
-            # This node never drops itself: it registers again as soon as it can.
-            if now_ns - lapsed_ns >= LAPSE_GRACE_NS and name != self._node_id:
+            if now_ns - lapsed_ns >= LAPSE_GRACE_NS:
                 del self._lapsed[name]
                 del self._members[name]
                 self._revision = max(self._revision, revision)
                 self._is_stale = True
-        if self._is_stale and self._members:
-            self._is_stale = False
-            self._publish(Ring(self._revision, dict(self._members)))
+        if self._is_stale and self._members and not self._lapsed and not self._is_founding(now_ns):
+            self._is_stale, self._has_ring = False, True
+            self._publish(Ring(self._revision, dict(self._members), dict(self._leavers)))
+
+    def _is_founding(self, now_ns: int) -> bool:
+        """Whether this node starts, is alone, and may not be for long."""
+        if self._has_ring or list(self._members) != [self._node_id]:
+            return False
+        if self._founding_ns is None:
+            self._founding_ns = now_ns
+        return now_ns - self._founding_ns < FOUNDING_GRACE_NS

@@ -4,7 +4,8 @@ One outgoing connection per peer carries this node's asks and the peer's answers
 a connection of its own. All checks of one pass of the loop leave in one write, all answers of one read in
 one write. Both sides say hello first, so that an address that another node has taken over is noticed.
 
-It decides when to dial again (at once, then with jittered backoff up to a second) and when a peer is too slow
+It decides when to dial again (at once, then with jittered backoff up to a second, but without it where connections are
+refused: only a fresh refusal is proof that the peer is dead, see `fence`) and when a peer is too slow
 to be written to; everything about checks is the router's.
 """
 
@@ -17,14 +18,15 @@ import structlog
 
 from limiter_node.cluster import wire
 from limiter_node.core.errors import BadMessage
-from limiter_node.core.model import Answer, Ask, Frame, Hello
-from limiter_node.core.router import LinkState
+from limiter_node.core.links import LinkState
+from limiter_node.core.model import Frame, Hello, Reply, Request
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from limiter_node.core.router import Link, Router
+    from limiter_node.core.links import Link
+    from limiter_node.core.router import Router
 
 log = structlog.get_logger()
 
@@ -40,15 +42,15 @@ class _FrameProtocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, node_id: str) -> None:
-        self._node_id = node_id
+    def __init__(self, router: Router) -> None:
+        self.router = router
         self._decoder = wire.Decoder()
         self._greeted = False
         self._out: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.write(wire.encode(Hello(self._node_id, wire.PROTOCOL)))
+        self.transport.write(wire.encode(Hello(self.router.node_id, wire.PROTOCOL, self.router.boot)))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -97,11 +99,22 @@ class PeerServer(_FrameProtocol):
     """The incoming side: answers the asks of one peer."""
 
     def __init__(self, router: Router, monotonic_ns: Callable[[], int], connections: set[PeerServer]) -> None:
-        super().__init__(router.node_id)
-        self._router = router
+        super().__init__(router)
         self._monotonic_ns = monotonic_ns
         self._connections = connections
         self._reading = False
+        self._hello: Hello
+
+    def on_hello(self, hello: Hello) -> None:
+        self._hello = hello
+        # What is still on its way on a connection that the peer has given up is older than what comes on this one.
+        for other in self._connections:
+            if other is not self and other.is_from(hello.node_id):
+                other.transport.abort()
+
+    def is_from(self, node_id: str) -> bool:
+        """Whether that node is at the other end."""
+        return self._greeted and self._hello.node_id == node_id
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -119,12 +132,12 @@ class PeerServer(_FrameProtocol):
             self.transport.abort()
 
     def on_frame(self, frame: Frame) -> None:
-        if not isinstance(frame, Ask):
+        if not isinstance(frame, Request):
             raise BadMessage(f"unexpected {type(frame).__name__} from a peer that asks")
-        self._router.on_ask(frame, self._monotonic_ns(), self._respond)
+        self.router.on_request(self.router.ring.name_of(self._hello), frame, self._monotonic_ns(), self._respond)
 
-    def _respond(self, answer: Answer) -> None:
-        self.send(answer)
+    def _respond(self, reply: Reply) -> None:
+        self.send(reply)
         if not self._reading:
             self.write_out()
 
@@ -133,11 +146,12 @@ class _PeerClient(_FrameProtocol):
     """The outgoing side of one connection."""
 
     def __init__(self, link: PeerLink) -> None:
-        super().__init__(link.router.node_id)
+        super().__init__(link.router)
         self._link = link
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
+        self.is_stranger = False  # another life of the peer: the one that was meant is dead
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._link.broken(self)
@@ -148,11 +162,14 @@ class _PeerClient(_FrameProtocol):
     def on_hello(self, hello: Hello) -> None:
         if hello.node_id != self._link.peer_id:
             raise BadMessage(f"this is {hello.node_id}, not {self._link.peer_id}")
+        if not self._link.is_same_life(hello):
+            self.is_stranger = True
+            raise BadMessage("the node that was here has been restarted")
         self._link.ready(self)
         self.greeted.set_result(None)
 
     def on_frame(self, frame: Frame) -> None:
-        if not isinstance(frame, Answer):
+        if not isinstance(frame, Reply):
             raise BadMessage(f"unexpected {type(frame).__name__} from a peer that answers")
         self._link.answered(frame)
 
@@ -168,7 +185,12 @@ class PeerLink:
         self._loop = asyncio.get_running_loop()
         self._client: _PeerClient | None = None
         self._is_awake = False
-        self._task = self._loop.create_task(self._keep_connected(), name=f"link to {self.peer_id}")
+        self._dialled_ns = 0
+        self._backoff_s = BACKOFF_MIN_S
+        self._task = self._start()
+
+    def _start(self) -> asyncio.Task[None]:
+        return self._loop.create_task(self._keep_connected(), name=f"link to {self.peer_id}")
 
     @property
     def peer_id(self) -> str:
@@ -189,10 +211,13 @@ class PeerLink:
             self._loop.call_soon(self._flush)
 
     def redial(self) -> None:
-        """Drop the connection, if there is one; `_keep_connected` dials the peer where it is now."""
+        """Drop the connection, or whatever is being dialled, and dial the peer where it is now."""
         if self._client is not None:
             log.warning("peer given up, dialling again", peer=self.peer_id, address=self._link.peer.peer)
             self._client.transport.abort()
+        else:
+            self._task.cancel()
+            self._task = self._start()
 
     def close(self) -> None:
         """Stop dialling and close the connection."""
@@ -214,32 +239,38 @@ class PeerLink:
         if self._client is client:
             self._client = None
             log.info("peer disconnected", peer=self.peer_id)
-        self._down()
+        self._down(is_refused=client.is_stranger)
 
-    def answered(self, answer: Answer) -> None:
+    def is_same_life(self, hello: Hello) -> bool:
+        """Whether who answers is the process that is a member, and not one that came after it."""
+        return hello.boot == self._link.peer.boot
+
+    def answered(self, reply: Reply) -> None:
         """Hand an answer to the router."""
-        self.router.on_answer(self._link, answer, self._monotonic_ns())
+        self.router.on_reply(self._link, reply, self._monotonic_ns())
 
-    def _down(self) -> None:
-        self.router.on_down(self._link, self._monotonic_ns())
+    def _down(self, *, is_refused: bool = False) -> None:
+        if is_refused:
+            self._backoff_s = BACKOFF_MIN_S
+        self.router.on_down(self._link, self._monotonic_ns(), refused_ns=self._dialled_ns if is_refused else None)
 
     def _flush(self) -> None:
         self._is_awake = False
         if self._client is None:
             return
-        for ask in self.router.flush(self._link, self._monotonic_ns()):
-            self._client.send(ask)
+        for request in self.router.flush(self._link, self._monotonic_ns()):
+            self._client.send(request)
         self._client.write_out()
 
     async def _keep_connected(self) -> None:
-        backoff_s = BACKOFF_MIN_S
+        self._backoff_s = BACKOFF_MIN_S
         while True:
-            began_ns = self._monotonic_ns()
+            self._dialled_ns = self._monotonic_ns()
             await self._connect_once()
-            if self._monotonic_ns() - began_ns > BACKOFF_MAX_S * 1e9:
-                backoff_s = BACKOFF_MIN_S  # it held for a while
-            await asyncio.sleep(backoff_s * self._jitter.uniform(0.5, 1.0))
-            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+            if self._monotonic_ns() - self._dialled_ns > BACKOFF_MAX_S * 1e9:
+                self._backoff_s = BACKOFF_MIN_S  # it held for a while
+            await asyncio.sleep(self._backoff_s * self._jitter.uniform(0.5, 1.0))
+            self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
 
     async def _connect_once(self) -> None:
         """Dial, and stay until the connection is lost."""
@@ -256,7 +287,7 @@ class PeerLink:
         except (OSError, TimeoutError) as error:
             if self._link.state is not LinkState.DOWN:
                 log.warning("peer unreachable", peer=self.peer_id, error=str(error) or "no answer in time")
-            self._down()
+            self._down(is_refused=isinstance(error, ConnectionRefusedError))
         finally:
             if client is not None:
                 client.transport.abort()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.algorithms.token_bucket import PPM
-from limiter_node.core.model import Bucket, Check, UnknownRule, Verdict
+from limiter_node.core.algorithms.token_bucket import PPM, UNIT
+from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, UnknownRule, Verdict
+from limiter_node.core.orphans import Orphans
 from limiter_node.core.plan import Plan
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS, Census, Shard, Table
@@ -42,11 +43,13 @@ UNREACHABLE_RETRY_NS = 1_000_000_000
 
 UNKNOWN_RULE = UnknownRule()
 
+UNITS_PER_MICRO = UNIT // MICROS
+
 
 class RuleInForce:
     """A rule with its plans: one per segment, and one per key that has numbers of its own."""
 
-    __slots__ = ("census", "default", "multiplier_ppm", "own", "plans", "relatives", "retired", "rule")
+    __slots__ = ("census", "changed", "default", "multiplier_ppm", "own", "plans", "relatives", "retired", "rule")
 
     def __init__(self, rule: Rule, multiplier_ppm: int, now_ns: int, census: Census) -> None:
         self.census = census
@@ -55,6 +58,7 @@ class RuleInForce:
         # Segments no longer listed, until their last bucket is full: their keys may come back under another plan.
         self.retired: dict[str, Plan] = {}
         self.relatives: list[Table] = []
+        self.changed: set[str] = set()  # keys granted something since `Engine.take_changed`
         self.set_rule(rule, multiplier_ppm, now_ns)
 
     def set_rule(self, rule: Rule, multiplier_ppm: int, now_ns: int) -> None:
@@ -66,7 +70,15 @@ class RuleInForce:
         for segment, limit in rule.limits.items():
             plan = self.plans.get(segment) or self.retired.pop(segment, None)
             if plan is None:
-                plan = Plan(segment, limit, multiplier_ppm, now_ns, census=self.census, relatives=self.relatives)
+                plan = Plan(
+                    segment,
+                    limit,
+                    multiplier_ppm,
+                    now_ns,
+                    census=self.census,
+                    relatives=self.relatives,
+                    changed=self.changed,
+                )
             else:
                 plan.set_numbers(limit, multiplier_ppm, now_ns)
             self.plans[segment] = plan
@@ -86,6 +98,7 @@ class RuleInForce:
             now_ns,
             census=self.census,
             relatives=self.relatives,
+            changed=self.changed,
             shards=1,
         )
         return plan
@@ -103,8 +116,19 @@ class RuleInForce:
         heir = self.plans.get((entry and entry.segment) or DEFAULT_SEGMENT, self.default)
         if spent := own.table.pop_spent(key, now_ns):
             heir.table.put_spent(key, spent, now_ns)
+            self.changed.add(key)
         for table in own.tables():
             table.release()
+
+    def holding(self, key: str) -> Plan | None:
+        """The plan whose table has the key's bucket."""
+        own = self.own.get(key)
+        if own is not None and own.table.state(key) is not None:
+            return own
+        for plan in chain(self.plans.values(), self.retired.values()):
+            if plan.table.state(key) is not None:
+                return plan
+        return None
 
     def drop_empty(self) -> None:
         """Let go of retired segments whose last bucket is full."""
@@ -130,8 +154,10 @@ class Engine:
         self.rules: dict[str, RuleInForce] = {}
         self.entries: dict[str, KeyEntry] = {}
         self.multipliers: dict[str, Multiplier] = {}
+        self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.evicted = 0  # buckets forgotten before they were full
         self._census = Census()
+        self._orphans = Orphans()
         self._dying: list[Shard] = []
         self._sweep: Iterator[Table] = iter(())
         self._swept_ns = 0
@@ -155,6 +181,8 @@ class Engine:
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
+        if verdict.allowed:
+            rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
             self._make_room(now_ns)
         return _shadowed(verdict) if rule.rule.shadow else verdict
@@ -193,6 +221,7 @@ class Engine:
 
     def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
         """Make a bucket full again; returns whether the rule is known."""
+        self._orphans.drop(rule_name, key)
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
@@ -201,10 +230,74 @@ class Engine:
                 table.pop_spent(key, now_ns)
         return True
 
+    # What travels between nodes.
+
+    def take_changed(self) -> list[tuple[str, str]]:
+        """(rule, key) of every bucket that something was granted from since the last call."""
+        changed = [(name, key) for name, rule in self.rules.items() if rule.changed for key in rule.changed]
+        for name, _ in changed:
+            self.rules[name].changed.clear()
+        return changed
+
+    def copy(self, rule_name: str, key: str, now_ns: int) -> Copy | None:
+        """The bucket for another node, or None when it is full."""
+        rule = self.rules.get(rule_name)
+        if rule is None:
+            return self._orphans.get(rule_name, key)
+        plan = rule.holding(key)
+        if not plan:
+            return None
+        spent = plan.spent(key, now_ns)
+        return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
+
+    def merge(self, copy: Copy, now_ns: int, *, follows: bool = False) -> None:
+        """Take another node's copy: the bucket has spent the more of what either knows.
+
+        With `follows` the other node owns the bucket, and it goes to the plan where that one has it.
+        """
+        rule = self.rules.get(copy.rule)
+        if rule is None:
+            self._orphans.put(copy, follows=follows)
+            return
+        key = copy.key
+        holding = rule.holding(key)
+        known = 0 if holding is None else holding.spent(key, now_ns)
+        spent = 0 if copy.spent == FORGOTTEN_SPENT else max(known, copy.spent * UNITS_PER_MICRO)
+        target = self._plan(rule, key, copy.segment, now_ns) if follows or spent > known else holding
+        if spent == known and target is holding:
+            return
+        if holding is not None:
+            holding.table.pop_spent(key, now_ns)
+        if spent and target is not None:
+            target.table.put_spent(key, spent, now_ns)
+            if self._census.buckets > self.buckets_max:
+                self._make_room(now_ns)
+
+    def drop(self, rule_name: str, key: str) -> None:
+        """Forget a bucket that is another node's."""
+        self._orphans.drop(rule_name, key)
+        rule = self.rules.get(rule_name)
+        plan = rule and rule.holding(key)
+        if plan:
+            plan.table.pop_spent(key, 0)
+
+    def holdings(self) -> Iterator[list[tuple[str, str]]]:
+        """(rule, key) of every bucket, a shard at a time; what comes meanwhile may be missing, and is in `changed`."""
+        for name, rule in list(self.rules.items()):
+            for plan in list(rule.all_plans()):
+                for index in range(plan.table.mask + 1):
+                    yield [(name, key) for key in plan.table.shard_keys(index)]
+        yield self._orphans.buckets()
+
     # What changes.
 
     def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
         """Put a rule in force, change it, or (None) delete it together with its buckets."""
+        if rule is not None and rule.durability == "sync":
+            self.sync_rules.add(name)
+        else:
+            self.sync_rules.discard(name)
+        orphans = self._orphans.take(name)
         if rule is None:
             gone = self.rules.pop(name, None)
             if gone is not None:
@@ -215,6 +308,8 @@ class Engine:
         known = self.rules.get(name)
         if known is None:
             self.rules[name] = RuleInForce(rule, self._multiplier_ppm(rule.backend), now_ns, self._census)
+            for copy, follows in orphans:
+                self.merge(copy, now_ns, follows=follows)
         else:
             known.set_rule(rule, self._multiplier_ppm(rule.backend), now_ns)
 

@@ -93,21 +93,52 @@ Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable
 Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable
 
 CHECKS_PER_FRAME_MAX = 1000
+COPIES_PER_FRAME_MAX = 500
+MEMBERS_MAX = 1000
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node of the fleet as it registers: its value under `nodes/<id>`."""
+
+    id: str
+    peer: str  # host:port that other nodes dial
+    zone: str | None = None
+    weight: int = 1
+    version: str = ""
+    boot: int = 0  # one process' life: a node that was restarted has lost its buckets
+
+
+class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a key has spent under a rule, for a node that holds a copy of its bucket or takes it over."""
+
+    rule: Name
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    segment: Name  # of the plan that holds the bucket, where the key has no numbers of its own
+    spent: int  # millionths of a token, rounded up; FORGOTTEN_SPENT: whatever the copy says is to be forgotten
+
+
+FORGOTTEN_SPENT = -1
+MICROS = 1_000_000
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """First frame in each direction: who speaks, and in which version of this protocol."""
+    """First frame in each direction: who speaks, in which life, and in which version of this protocol."""
 
     node_id: Name
     protocol: int
+    boot: int = 0
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Checks for a node that the sender, at ring `revision`, believes to own their keys."""
+    """Checks for a node that the sender, at ring `revision`, believes to own their keys.
+
+    With `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
+    """
 
     id: int
     revision: Revision
     checks: Annotated[list[Check], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
+    helps: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -118,4 +149,61 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
     results: Annotated[list[Result], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
 
 
-Frame = Hello | Ask | Answer
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The sender is alive, at ring `revision`, and wants all that it has missed up to its `epoch` (see `custody`)."""
+
+    id: int
+    revision: Revision
+    epoch: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The answer to the `Ping` with the same id (see `fence`)."""
+
+    id: int
+    revision: Revision
+    backs: bool  # the sender will not hold the asker for gone before a while has passed
+    released: bool  # the asker has all that the sender knew of the asker's keys
+    silent: list[str]  # members that the sender hears nothing of
+
+
+class Pull(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The sender owns these (rule, key) at ring `revision`, and asks what the receiver knows of them."""
+
+    id: int
+    revision: Revision
+    wanted: Annotated[list[tuple[Name, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+
+
+class Pulled(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """All that the answering node knows of what the `Pull` with the same id wanted; it decides them no more."""
+
+    id: int
+    copies: Annotated[list[Copy], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+
+
+class Copies(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Buckets as they stand, for their replica or their new owner."""
+
+    id: int
+    copies: Annotated[list[Copy], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """The `Copies` of that id are in the sender's memory; it is at ring `revision`."""
+
+    id: int
+    revision: Revision
+
+
+class News(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """A ring that is newer than the receiver's."""
+
+    revision: Revision
+    members: Annotated[list[Member], msgspec.Meta(max_length=MEMBERS_MAX)]
+    leavers: Annotated[list[Member], msgspec.Meta(max_length=MEMBERS_MAX)]
+
+
+Request = Ask | Ping | Pull | Copies | News
+Reply = Answer | Pong | Pulled | Ack | News
+Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News

@@ -21,10 +21,21 @@ class Plan:
     """Decides for the keys under it, at `limit` x `multiplier_ppm` / PPM / `parts`.
 
     `relatives` are the tables of all plans of the rule, this one's included: where a key that is new here may
-    have been before. The list is shared and kept by the rule.
+    have been before. `changed` are keys whose copies are to follow. Both are shared, and kept by the rule.
     """
 
-    __slots__ = ("limit", "multiplier_ppm", "parts", "relatives", "segment", "share", "table", "tokens", "window_s")
+    __slots__ = (
+        "changed",
+        "limit",
+        "multiplier_ppm",
+        "parts",
+        "relatives",
+        "segment",
+        "share",
+        "table",
+        "tokens",
+        "window_s",
+    )
 
     def __init__(
         self,
@@ -35,12 +46,14 @@ class Plan:
         *,
         census: Census,
         relatives: list[Table],
+        changed: set[str],
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
         self.segment = segment
         self.parts = parts
         self.relatives = relatives
+        self.changed = changed
         self.share: Plan | None = None  # this plan at 1/parts, made when the node has to decide alone
         self.table = Table(census, now_ns, UNIT, 1, 1, shards=shards)
         self.set_numbers(limit, multiplier_ppm, now_ns)
@@ -67,6 +80,7 @@ class Plan:
                 now_ns,
                 census=self.table.census,
                 relatives=[],
+                changed=set(),
                 parts=parts,
                 shards=len(self.table.young),
             )
@@ -128,12 +142,17 @@ class Plan:
         for table in self.relatives:
             if table is not self.table and (spent := table.pop_spent(key, now_ns)):
                 self.table.put_spent(key, spent, now_ns)
+                self.changed.add(key)
                 return v + spent
         return v
 
+    def spent(self, key: str, now_ns: int) -> int:
+        """Units that the key has spent."""
+        state = self.table.state(key)
+        return 0 if state is None else max(0, state - self.table.clock.at(now_ns))
+
     def bucket(self, key: str, now_ns: int) -> Bucket:
         """The key's bucket as it stands."""
-        state = self.table.state(key)
-        spent = 0 if state is None else max(0, state - self.table.clock.at(now_ns))
+        spent = self.spent(key, now_ns)
         remaining = whole_tokens(self.table.capacity - spent)
         return Bucket(self.segment, "token_bucket", self.tokens, -(-spent // UNIT), remaining)

@@ -8,10 +8,15 @@ look-up where its default md5 takes 1.3 us.
 from __future__ import annotations
 
 from bisect import bisect
+from typing import TYPE_CHECKING
 
-import msgspec
 from uhashring import HashRing
 from xxhash import xxh3_64_intdigest
+
+from limiter_node.core.model import News
+
+if TYPE_CHECKING:
+    from limiter_node.core.model import Hello, Member
 
 POINTS_PER_WEIGHT = 512
 """Ring points of a node of weight 1. Shares scatter by about 1 / sqrt(points): 4 %, so that the largest of 30 nodes
@@ -20,23 +25,17 @@ is some 12 % above fair."""
 _CIRCLE = 2**64
 
 
-class Member(msgspec.Struct, frozen=True):
-    """A node of the fleet as it registers: its value under `nodes/<id>`."""
-
-    id: str
-    peer: str  # host:port that other nodes dial
-    zone: str | None = None
-    weight: int = 1
-    version: str = ""
-
-
 class Ring:
-    """Members at a revision, and the owner of every key among them. An empty ring owns nothing."""
+    """Members at a revision, and the owner of every key among them. An empty ring owns nothing.
 
-    __slots__ = ("_owners", "_points", "_sole", "members", "revision")
+    `leavers` own nothing any more, and are still there to tell what they know of the keys they had.
+    """
 
-    def __init__(self, revision: int, members: dict[str, Member]) -> None:
+    __slots__ = ("_owners", "_points", "_replicas", "_sole", "leavers", "members", "revision")
+
+    def __init__(self, revision: int, members: dict[str, Member], leavers: dict[str, Member] | None = None) -> None:
         self.revision = revision
+        self.leavers = leavers or {}
         self._sole = next(iter(members)) if len(members) == 1 else None
         # Sorted, because when two points collide the later node keeps the point.
         self.members = dict(sorted(members.items()))
@@ -44,6 +43,8 @@ class Ring:
             {name: {"vnodes": POINTS_PER_WEIGHT, "weight": member.weight} for name, member in self.members.items()},
             hash_fn=_hash,
         )
+        # By point: found on first use, for the search past nodes of the same zone takes long on a large ring.
+        self._replicas: dict[int, str] = {}
         points = ring.get_points()
         self._points: list[int] = [point for point, _ in points]
         # A key belongs to the first point after its hash; past the last point, to the first one.
@@ -58,11 +59,21 @@ class Ring:
 
     def replica(self, key: str) -> str | None:
         """The member that holds the copy: next on the ring, in another zone, else on another host, if there is one."""
-        if len(self.members) < 2:
-            return None
+        return self.holders(key)[1]
+
+    def holders(self, key: str) -> tuple[str | None, str | None]:
+        """The owner of the key and its replica; None where the ring has not that many members."""
+        if self._sole or not self._owners:
+            return self._sole, None
         start = bisect(self._points, _hash(key))
+        replica = self._replicas.get(start)
+        if replica is None:
+            replica = self._replicas[start] = self._find_replica(start)
+        return self._owners[start], replica or None  # members of no weight have no points
+
+    def _find_replica(self, start: int) -> str:
         owner = self.members[self._owners[start]]
-        best: tuple[int, str | None] = (-1, None)
+        best: tuple[int, str] = (-1, "")
         seen = {owner.id}
         for step in range(1, len(self._points)):
             name = self._owners[(start + step) % len(self._points)]
@@ -73,6 +84,21 @@ class Ring:
             if best[0] == _DISTANCE_MAX or len(seen) == len(self.members):
                 break
         return best[1]
+
+    def name_of(self, hello: Hello) -> str:
+        """How to call a peer that says hello: by its name, unless a member of that name is another life of the node."""
+        member = self.members.get(hello.node_id)
+        return hello.node_id if member is None or member.boot == hello.boot else ""
+
+    def news(self) -> News:
+        """The ring for a node that has an older one."""
+        return News(self.revision, list(self.members.values()), list(self.leavers.values()))
+
+    @classmethod
+    def told_by(cls, news: News) -> Ring:
+        """The ring that another node has told."""
+        members, leavers = ({member.id: member for member in who} for who in (news.members, news.leavers))
+        return cls(news.revision, members, leavers)
 
     def share(self, name: str) -> float:
         """The fraction of all keys that the member owns."""

@@ -1,33 +1,39 @@
-"""The router: a check on the fleet. It answers what this node owns and passes the rest on to the owners.
+"""The router: a check on the fleet. It has the check decided here, by its owner, or by whoever stands in for that.
 
-It knows the ring, what was sent to whom and by when it must be answered; it does not know sockets or encodings.
-Frames go out as values (`flush`) and come in as values (`on_ask`, `on_answer`); whoever carries them, the
-real links or the simulated network, calls `tick` so that deadlines pass.
+It knows the ring, what was sent to whom and by when it must be answered; it does not know sockets or encodings, and
+leaves to the `keeper` whether this node may decide. Frames go out as values (`flush`) and come in as values
+(`on_request`, `on_reply`); whoever carries them, the real links or the simulated network, calls `tick` so that
+deadlines pass.
 
-Invariants: every check gets exactly one outcome, within the peer timeout (twice it after a re-route), whatever
-links do; a check is re-routed at most once, so none can go in circles; a node decides as owner only for keys
-that its own ring gives to it.
+A check whose owner cannot be reached goes to the key's replica, which passes it on or, once the owner is gone, decides
+it; if it is the replica that cannot reach the owner, any other node may pass it on. Only a check that nobody can bring
+to the owner or the replica is answered alone, by the rule's `on_unreachable`.
+
+Invariants: every check gets exactly one outcome, within a few peer timeouts, whatever links do; a check is re-routed at
+most once and helpers are asked at most twice, none of whom asks another in turn but the replica: none goes in circles.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from limiter_node.core.keeper import Keeper
+from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.model import (
     CHECKS_PER_FRAME_MAX,
     Answer,
     Ask,
     Check,
-    Forgotten,
     NotOwner,
     Op,
     Outcome,
-    Result,
+    Reply,
+    Request,
     Unreachable,
 )
-from limiter_node.core.ring import Member, Ring
+from limiter_node.core.ring import Ring
+from limiter_node.core.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,73 +43,17 @@ if TYPE_CHECKING:
 OUTBOX_MAX = 20_000
 """Checks that may wait for one link; more than it can carry in a peer timeout would only expire."""
 
-PARKED_MAX = 1_000
-"""Frames from nodes with a newer ring that may wait for ours to catch up."""
+HELPERS_MAX = 2
+"""Nodes asked in an owner's place: the replica, or else one that may reach either."""
 
 UNREACHABLE = Unreachable()
-FORGOTTEN = Forgotten()
-
-
-class LinkState(Enum):
-    """What is known about the way to a peer."""
-
-    CONNECTING = "connecting"  # not yet known: checks wait for it, up to their deadline
-    UP = "up"
-    DOWN = "down"  # refused or broken: checks do not wait
-
-
-class Carrier(Protocol):
-    """What carries a link's frames to the peer."""
-
-    def wake(self) -> None:
-        """Flush the link soon, once for all checks that this pass of the loop puts into its outbox."""
-
-    def redial(self) -> None:
-        """Give the connection up and dial anew: the peer is silent, or has another address."""
-
-    def close(self) -> None:
-        """End for good: the peer has left and owes no answer."""
-
-
-class Forward:
-    """A check on its way to another node. Who gets it sets `reply` at once; it is never called before that."""
-
-    __slots__ = ("check", "deadline_ns", "reply", "rerouted")
-    reply: Callable[[Outcome], None]
-
-    def __init__(self, check: Check, deadline_ns: int) -> None:
-        self.check = check
-        self.deadline_ns = deadline_ns
-        self.rerouted = False
-
-
-class Link:
-    """This node's way to one peer: checks waiting to leave, frames waiting for their answer."""
-
-    __slots__ = ("carrier", "heard_ns", "outbox", "peer", "pending", "revision", "state")
-    carrier: Carrier
-
-    def __init__(self, peer: Member) -> None:
-        self.peer = peer
-        self.state = LinkState.CONNECTING
-        self.heard_ns = 0  # when the peer last answered
-        self.revision = 0  # of the newest ring that a check in the outbox was refused by
-        self.outbox: deque[Forward] = deque()
-        self.pending: dict[int, list[Forward]] = {}  # by frame id, in order of sending
-
-    def take_all(self) -> list[Forward]:
-        """Empty the link of everything that waits for it."""
-        forwards = [forward for frame in self.pending.values() for forward in frame]
-        forwards += self.outbox
-        self.pending.clear()
-        self.outbox.clear()
-        return forwards
 
 
 class Router:
     """Answers checks on any key of the fleet.
 
-    `node_id` is this node's; `peer_timeout_ns` the deadline of one hop; `open_link` begins to carry a link's frames.
+    `node_id` is this node's; `peer_timeout_ns` the deadline of one hop; `replication_ns` the longest time that a change
+    waits; `open_link` begins to carry a link's frames.
     """
 
     def __init__(
@@ -111,103 +61,176 @@ class Router:
         node_id: str,
         engine: Engine,
         *,
+        boot: int = 0,
         peer_timeout_ns: int,
         open_link: Callable[[Link], Carrier],
+        replication_ns: int = 0,
+        on_ring: Callable[[Ring], None] = lambda _: None,
     ) -> None:
         self.node_id = node_id
+        self.boot = boot  # names this life of the node
         self.engine = engine
         self.ring = Ring(0, {})
         self.links: dict[str, Link] = {}
-        self.leavers: list[Link] = []  # to nodes no longer in the ring, until they have answered what they were asked
+        self.keeper = Keeper(
+            node_id,
+            engine,
+            self.links,
+            peer_timeout_ns=peer_timeout_ns,
+            replication_ns=replication_ns,
+            set_ring=on_ring,
+        )
         self.forwarded = 0
         self.rerouted = 0
-        self.unanswered = 0  # forwards that ended in `on_unreachable`
+        self.helped = 0  # forwards that went to another node than the owner
+        self.unanswered = 0  # checks that ended in `on_unreachable`
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
+        self._service = Service(self, peer_timeout_ns)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
-        self._parked: deque[tuple[int, Ask, Callable[[Answer], None]]] = deque()
+        self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
 
     # Checks of this node's own callers.
 
     def check(self, check: Check, now_ns: int) -> Outcome | Forward:
-        """Decide at once, or send the check to its owner and return the `Forward` that will bring the outcome."""
+        """Decide at once, or return the `Forward` that will bring the outcome."""
         owner = self.ring.owner(check.key)
         if owner == self.node_id:
-            return self.engine.check(check, now_ns) if check.op is Op.CHECK else self.decide(check, now_ns)
-        forward = Forward(check, now_ns + self._peer_timeout_ns)
-        return self._forward(owner, forward, now_ns) or forward
+            if now_ns < self.keeper.free_until_ns and check.op is Op.CHECK and not self.engine.sync_rules:
+                return self.engine.check(check, now_ns)
+            outcome = self.keeper.decide(check, now_ns)
+            return self._alone(check, now_ns) if outcome is None else outcome
+        timeout_ns = self._peer_timeout_ns
+        forward = Forward(check, now_ns + timeout_ns, expires_ns=now_ns + WAYS_MAX * timeout_ns)
+        return self.forward(owner, forward, now_ns) or forward
 
-    def decide(self, check: Check, now_ns: int) -> Outcome:
-        """Do what is asked to a bucket of this node."""
-        if check.op is Op.CHECK:
-            return self.engine.check(check, now_ns)
-        if check.op is Op.INSPECT:
-            return self.engine.inspect(check.rule, check.key, now_ns)
-        self.engine.forget(check.rule, check.key, now_ns)
-        return FORGOTTEN
-
-    def _forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
+    def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
+        """Send a check to its owner, or to somebody else if that cannot be asked; or say what is to be said at once."""
         link = None if owner is None else self.links.get(owner)
-        if link is None or link.state is LinkState.DOWN or len(link.outbox) >= OUTBOX_MAX:
-            return self._alone(forward.check, now_ns)
-        self.forwarded += 1
+        if link is not None and link.is_usable(now_ns) and len(link.outbox) < OUTBOX_MAX:
+            self.forwarded += 1
+            self._put(link, forward)
+            return None
+        return self._seek_help(forward, now_ns)
+
+    def _put(self, link: Link, forward: Forward) -> None:
         if not link.outbox:
             link.carrier.wake()
         link.outbox.append(forward)
+
+    def _seek_help(self, forward: Forward, now_ns: int) -> Outcome | None:
+        """Have a check decided whose owner this node cannot reach: none, when that will come later."""
+        if self.keeper.note_stall(now_ns):
+            return self.forward(self.ring.owner(forward.check.key), forward, now_ns)
+        owner, replica = self.ring.holders(forward.check.key)
+        link: Link | None = None
+        if replica == self.node_id and owner is not None and now_ns < forward.expires_ns:
+            if self.keeper.can_stand_in(owner, now_ns):
+                return self.keeper.act(forward, now_ns)
+            link = None if forward.helpers else self._any_link((owner,), now_ns)
+            if link is None:
+                return self._hope(owner, forward, now_ns)
+        elif not forward.for_peer and forward.helpers < HELPERS_MAX and now_ns < forward.expires_ns:
+            link = self.links.get(replica) if replica and not forward.helpers else None
+            if link is None or not link.is_usable(now_ns):
+                link = self._any_link((owner, replica), now_ns)
+        if link is None:
+            return self._give_up(forward, now_ns)
+        forward.helpers += 1
+        forward.asks_help = True
+        self._extend(forward, now_ns)
+        self.helped += 1
+        self._put(link, forward)
         return None
 
+    def _extend(self, forward: Forward, now_ns: int) -> None:
+        """Give a check the time of one more hop, unless it has had them all."""
+        forward.deadline_ns = min(now_ns + self._peer_timeout_ns, forward.expires_ns)
+
+    def _any_link(self, others_than: tuple[str | None, ...], now_ns: int) -> Link | None:
+        for link in self.links.values():
+            if link.peer.id not in others_than and now_ns < link.usable_until_ns and link.peer.id in self.ring.members:
+                return link
+        return None
+
+    def _hope(self, owner: str, forward: Forward, now_ns: int) -> Outcome | None:
+        """Wait until the owner is known to be gone or can be reached, unless neither has come about for long."""
+        heard_ns = self.links[owner].heard_ns if owner in self.links else 0
+        if now_ns - heard_ns > 3 * self._peer_timeout_ns:
+            return self._give_up(forward, now_ns)
+        forward.deadline_ns = min(now_ns + round(self._peer_timeout_ns * PARKED_SHARE), forward.expires_ns)
+        self._hoping.append(forward)
+        return None
+
+    def _give_up(self, forward: Forward, now_ns: int) -> Outcome:
+        return UNREACHABLE if forward.for_peer else self._alone(forward.check, now_ns)
+
     def _alone(self, check: Check, now_ns: int) -> Outcome:
-        """What is said when the owner cannot be asked."""
+        """What is said when neither the owner nor the replica can be asked."""
         self.unanswered += 1
         if check.op is not Op.CHECK:
             return UNREACHABLE
         return self.engine.check_alone(check, max(1, len(self.ring.members)), now_ns)
 
+    def _send_on(self, forward: Forward, now_ns: int) -> None:
+        """Find another way for a check that has failed on one."""
+        if self.ring.owner(forward.check.key) == self.node_id:
+            self._resume(forward, now_ns)
+            return
+        outcome = self._seek_help(forward, now_ns)
+        if outcome is not None:
+            forward.reply(outcome)
+
     # Frames.
 
-    def flush(self, link: Link, now_ns: int) -> list[Ask]:
+    def flush(self, link: Link, now_ns: int) -> list[Request]:
         """The frames to send on a link that is up: all its outbox, as few frames as that takes."""
-        asks: list[Ask] = []
+        requests: list[Request] = []
+        revision = max(self.ring.revision, link.revision)
+        link.revision = 0
         while link.outbox:
             count = min(len(link.outbox), CHECKS_PER_FRAME_MAX)
             forwards = [link.outbox.popleft() for _ in range(count)]
-            self._next_id += 1
-            link.pending[self._next_id] = forwards
-            revision = max(self.ring.revision, link.revision)
-            asks.append(Ask(self._next_id, revision, [forward.check for forward in forwards]))
-        link.revision = 0
-        return asks
+            for helps in (False, True):
+                if batch := [forward for forward in forwards if forward.asks_help is helps]:
+                    self._next_id += 1
+                    link.pending[self._next_id] = batch
+                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps))
+        return requests + self.keeper.flush(link, now_ns)
 
-    def on_ask(self, ask: Ask, now_ns: int, respond: Callable[[Answer], None]) -> None:
-        """Answer a peer's frame; when the peer's ring is newer and gives us keys that ours does not, wait for ours."""
-        if ask.revision > self.ring.revision and not self._owns_all(ask) and len(self._parked) < PARKED_MAX:
-            self._parked.append((now_ns + self._peer_timeout_ns // 2, ask, respond))
-            return
-        self._respond(ask, now_ns, respond)
+    def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        """Answer a frame of a peer."""
+        if isinstance(request, Ask):
+            self.keeper.fence.heard(name, now_ns)
+            self._service.on_ask(request, now_ns, respond)
+        else:
+            self.keeper.on_request(name, request, now_ns, respond)
 
-    def on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
-        """Give the outcomes of an earlier frame to those who wait; an answer that comes too late has nobody waiting."""
+    def on_reply(self, link: Link, reply: Reply, now_ns: int) -> None:
+        """Take a peer's answer."""
         link.heard_ns = now_ns
-        forwards = link.pending.pop(answer.id, ())
+        link.usable_until_ns = now_ns + self.keeper.fence.silent_after_ns
+        self.keeper.fence.heard(link.peer.id, now_ns)
+        if isinstance(reply, Answer):
+            self._on_answer(link, reply, now_ns)
+        else:
+            self.keeper.on_reply(link, reply, now_ns)
+            self._settle(now_ns)
+
+    def _on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
+        """Give the outcomes of an earlier frame to those who wait; an answer that comes too late has nobody waiting."""
+        forwards = link.pending.pop(answer.id, [])
         for forward, result in zip(forwards, answer.results, strict=False):
             if isinstance(result, NotOwner):
                 self._reroute(forward, result.owner, answer.revision, now_ns)
+            elif isinstance(result, Unreachable):
+                self._send_on(forward, now_ns)
             else:
                 forward.reply(result)
         # A peer that answers less than it was asked is broken; nobody may hang for it.
-        for forward in list(forwards)[len(answer.results) :]:
-            forward.reply(self._alone(forward.check, now_ns))
-
-    def _owns_all(self, ask: Ask) -> bool:
-        return all(self.ring.owner(check.key) == self.node_id for check in ask.checks)
-
-    def _respond(self, ask: Ask, now_ns: int, respond: Callable[[Answer], None]) -> None:
-        results: list[Result] = []
-        for check in ask.checks:
-            owner = self.ring.owner(check.key)
-            results.append(self.decide(check, now_ns) if owner == self.node_id else NotOwner(owner or self.node_id))
-        respond(Answer(ask.id, self.ring.revision, results))
+        for forward in forwards[len(answer.results) :]:
+            self._send_on(forward, now_ns)
 
     def _reroute(self, forward: Forward, owner: str | None, revision: int, now_ns: int) -> None:
         """Ask another node, once: the owner in a ring of that revision, as whoever refused the check says.
@@ -216,15 +239,16 @@ class Router:
         node, the check waits for the newer one, up to its deadline.
         """
         if forward.rerouted:
-            forward.reply(self._alone(forward.check, now_ns))
+            self._send_on(forward, now_ns)
             return
         forward.rerouted = True
-        forward.deadline_ns = now_ns + self._peer_timeout_ns
+        forward.asks_help = False
+        self._extend(forward, now_ns)
         self.rerouted += 1
         link = None if owner is None else self.links.get(owner)
         if link is not None and revision >= self.ring.revision:
             link.revision = max(link.revision, revision)
-            outcome = self._forward(owner, forward, now_ns)
+            outcome = self.forward(owner, forward, now_ns)
             if outcome is not None:
                 forward.reply(outcome)
         elif revision > self.ring.revision:
@@ -232,31 +256,31 @@ class Router:
         elif revision < self.ring.revision or owner == self.ring.owner(forward.check.key):
             self._resume(forward, now_ns)
         else:
-            forward.reply(self._alone(forward.check, now_ns))
+            self._send_on(forward, now_ns)
 
     def _resume(self, forward: Forward, now_ns: int) -> None:
         """Go by this node's ring."""
         owner = self.ring.owner(forward.check.key)
         if owner == self.node_id:
-            forward.reply(self.decide(forward.check, now_ns))
+            outcome = self.keeper.decide(forward.check, now_ns, for_peer=forward.for_peer)
+            if isinstance(outcome, Forward):
+                outcome.reply = forward.reply
+            else:
+                forward.reply(self._give_up(forward, now_ns) if outcome is None else outcome)
             return
-        outcome = self._forward(owner, forward, now_ns)
-        if outcome is not None:
-            forward.reply(outcome)
-        elif owner is not None:
-            # It is older than whatever waits there, and the first of an outbox or frame tells its deadline.
-            self.links[owner].outbox.rotate()
+        at_once = self.forward(owner, forward, now_ns)
+        if at_once is not None:
+            forward.reply(at_once)
 
     def _resume_waiting(self, now_ns: int) -> None:
         waiting, self._waiting = self._waiting, []
-        for revision, forward in reversed(waiting):
+        for revision, forward in waiting:
             if revision <= self.ring.revision:
                 self._resume(forward, now_ns)
             elif forward.deadline_ns <= now_ns:
-                forward.reply(self._alone(forward.check, now_ns))
+                forward.reply(self._give_up(forward, now_ns))
             else:
                 self._waiting.append((revision, forward))
-        self._waiting.reverse()
 
     # What happens to the fleet.
 
@@ -265,79 +289,118 @@ class Router:
         if ring.revision < self.ring.revision:
             return
         self.ring = ring
-        gone = [self.links.pop(peer_id) for peer_id in sorted(self.links.keys() - ring.members.keys())]
-        for peer in ring.members.values():
+        for peer in (*ring.members.values(), *ring.leavers.values()):
             link = self.links.get(peer.id)
             if link is None and peer.id != self.node_id:
                 link = self.links[peer.id] = Link(peer)
+                link.heard_ns = now_ns
                 link.carrier = self._open_link(link)
             elif link is not None and link.peer != peer:
-                has_moved = link.peer.peer != peer.peer
+                has_moved = (link.peer.peer, link.peer.boot) != (peer.peer, peer.boot)
                 link.peer = peer
                 if has_moved:
                     link.carrier.redial()
-        for link in gone:
-            self._part(link, now_ns)
+        self.keeper.set_ring(ring, now_ns)
+        for link in self.links.values():
+            if link.peer.id not in ring.members:
+                unsent, link.outbox = link.outbox, deque()
+                for forward in unsent:
+                    self._reroute(forward, ring.owner(forward.check.key), ring.revision, now_ns)
         self._resume_waiting(now_ns)
-        self._serve_parked(now_ns)
-
-    def _part(self, link: Link, now_ns: int) -> None:
-        """Let a peer answer what it was asked before it left the ring; what it was not asked yet goes elsewhere."""
-        self.leavers.append(link)
-        unsent, link.outbox = link.outbox, deque()
-        for forward in unsent:
-            self._reroute(forward, self.ring.owner(forward.check.key), self.ring.revision, now_ns)
-        self._close_leavers()
+        self._service.serve_parked(now_ns)
+        self._settle(now_ns)
 
     def _close_leavers(self) -> None:
-        for link in [link for link in self.leavers if not link.pending]:
-            self.leavers.remove(link)
-            link.carrier.close()
+        """Let go of peers that left the ring, once they have answered and told all."""
+        for name, link in list(self.links.items()):
+            is_here = name in self.ring.members or name in self.ring.leavers
+            if not is_here and not link.pending and not self.keeper.needs(link):
+                del self.links[name]
+                self.keeper.part(name)
+                link.carrier.close()
+
+    def _settle(self, now_ns: int) -> None:
+        """Find another place for checks that this node was to decide and cannot."""
+        homeless, late = self.keeper.take_homeless(now_ns)
+        for forward in homeless:
+            owner = self.ring.owner(forward.check.key)
+            if forward.asks_help:
+                self._send_on(forward, now_ns)
+            elif forward.for_peer and owner != self.node_id:
+                forward.reply(NotOwner(owner or self.node_id))  # type: ignore[arg-type]
+            else:
+                self._extend(forward, now_ns)
+                self._resume(forward, now_ns)
+        for forward in late:
+            forward.reply(self._give_up(forward, now_ns))
 
     def on_up(self, link: Link, now_ns: int) -> None:
         """The link carries frames."""
         link.state = LinkState.UP
         link.heard_ns = now_ns
-        if link.outbox:
-            link.carrier.wake()
+        link.usable_until_ns = now_ns + self.keeper.fence.silent_after_ns
+        self.keeper.fence.heard(link.peer.id, now_ns)
+        self.keeper.on_up(link)
+        link.carrier.wake()
 
-    def on_down(self, link: Link, now_ns: int) -> None:
-        """The link broke or was refused: whatever waits for it is answered without it.
+    def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None = None) -> None:
+        """The link broke, or (at a dial begun at `refused_ns`) was refused: whatever waits for it goes another way.
 
-        What a leaver has not answered goes to the new owner; it may be spent twice so, never granted twice.
+        What the peer may have decided already may be spent twice so; it is never granted twice.
         """
         link.state = LinkState.DOWN
-        has_left = link in self.leavers
+        link.usable_until_ns = NEVER_NS
+        if refused_ns is not None:
+            self.keeper.fence.refused(link.peer.id, refused_ns, now_ns)
+        self.keeper.on_down(link)
+        has_left = link.peer.id not in self.ring.members
         for forward in link.take_all():
-            if has_left:
+            if has_left and not forward.asks_help:
                 self._reroute(forward, self.ring.owner(forward.check.key), self.ring.revision, now_ns)
             else:
-                forward.reply(self._alone(forward.check, now_ns))
+                self._send_on(forward, now_ns)
+        self._settle(now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Let deadlines pass; to be called several times within a peer timeout."""
-        for link in (*self.links.values(), *self.leavers):
-            late: list[Forward] = []
-            while link.outbox and link.outbox[0].deadline_ns <= now_ns:
-                late.append(link.outbox.popleft())
-            for frame_id, forwards in list(link.pending.items()):
-                if forwards[0].deadline_ns > now_ns:
-                    continue
-                late += link.pending.pop(frame_id)
-                # Not a word since the frame was sent: the peer or the way to it is stuck. Whatever else is put on
-                # this connection would wait behind it, and be decided when nobody wants the verdict any more.
-                if link.heard_ns <= forwards[0].deadline_ns - self._peer_timeout_ns:
-                    link.carrier.redial()
-            for forward in late:
-                forward.reply(self._alone(forward.check, now_ns))
+        self.keeper.tick(now_ns)
+        for link in list(self.links.values()):
+            self._expire(link, now_ns)
         self._close_leavers()
+        hoping, self._hoping = self._hoping, []
+        for forward in hoping:
+            self._hope_on(forward, now_ns)
         self._resume_waiting(now_ns)
-        self._serve_parked(now_ns)
+        self._service.serve_parked(now_ns)
+        self._settle(now_ns)
 
-    def _serve_parked(self, now_ns: int) -> None:
-        for _ in range(len(self._parked)):
-            deadline_ns, ask, respond = self._parked.popleft()
-            if deadline_ns <= now_ns or self.ring.revision >= ask.revision:
-                self._respond(ask, now_ns, respond)
-            else:
-                self._parked.append((deadline_ns, ask, respond))
+    def _expire(self, link: Link, now_ns: int) -> None:
+        """Find another way for what a link has not brought in time; give up a connection that has gone silent."""
+        is_silent = link.state is LinkState.UP and now_ns >= link.usable_until_ns
+        late = link.take_all() if is_silent else link.take_late(now_ns)
+        if is_silent and now_ns - max(link.heard_ns, link.asked_ns) >= self._peer_timeout_ns:
+            # Whatever else is put on this connection would wait behind what is lost, and be decided too late.
+            link.asked_ns = now_ns
+            link.carrier.redial()
+        for forward in late:
+            self._send_on(forward, now_ns)
+
+    def _hope_on(self, forward: Forward, now_ns: int) -> None:
+        owner = self.ring.owner(forward.check.key)
+        link = None if owner is None else self.links.get(owner)
+        if owner == self.node_id or (link is not None and now_ns < link.usable_until_ns):
+            forward.asks_help = False
+            self._extend(forward, now_ns)
+            self._resume(forward, now_ns)
+        elif (
+            owner is not None
+            and self.ring.replica(forward.check.key) == self.node_id
+            and self.keeper.can_stand_in(owner, now_ns)
+        ):
+            outcome = self.keeper.act(forward, now_ns)
+            if outcome is not None:
+                forward.reply(outcome)
+        elif forward.deadline_ns <= now_ns:
+            forward.reply(self._give_up(forward, now_ns))
+        else:
+            self._hoping.append(forward)

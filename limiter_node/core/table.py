@@ -136,6 +136,10 @@ class Table:
         for key, state in self.old[index].items():
             yield key, max(0, state - v)
 
+    def shard_keys(self, index: int) -> list[str]:
+        """The keys of one shard, both generations."""
+        return [*self.young[index], *self.old[index]]
+
     def ns_until_full(self, spent: int) -> int:
         """Nanoseconds in which `spent` units are refilled at the present rate."""
         return -(-spent * self.clock.den // self.clock.num)

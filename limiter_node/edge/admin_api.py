@@ -7,15 +7,15 @@ to its owner as a check would be.
 from __future__ import annotations
 
 import asyncio
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import web
 
+from limiter_node import clock
+from limiter_node.core.links import Forward
 from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule
-from limiter_node.core.router import Forward
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
 from limiter_node.edge.answers import Problem, problem_document
 
@@ -140,7 +140,7 @@ class AdminApi:
         return web.Response(status=204)
 
     async def _ask(self, check: Check) -> Outcome:
-        outcome = self._node.router.check(check, monotonic_ns())
+        outcome = self._node.router.check(check, clock.now_ns())
         if not isinstance(outcome, Forward):
             return outcome
         late: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

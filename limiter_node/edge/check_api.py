@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from limiter_node.core.engine import UNKNOWN_RULE
+from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, Verdict
-from limiter_node.core.router import Forward
 from limiter_node.core.rules import is_name
 from limiter_node.edge.answers import Problem, json_answer, problem_answer, verdict_answer, verdict_json
 from limiter_node.edge.requests import (
@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 
 
 class CheckApi:
-    """An `http.Application` over a router. `on_unknown_rule` is error, allow or deny."""
+    """An `http.Application` over a router. `on_unknown_rule` is error, allow or deny.
+
+    `is_answering` is set once rules and ring are known: a node that still takes over its keys finds out what it must.
+    """
 
     def __init__(self, router: Router, counters: Counters, *, on_unknown_rule: str) -> None:
-        self.is_ready = False
+        self.is_answering = False
         self._router = router
         self._engine = router.engine
         self._counters = counters
@@ -61,14 +64,14 @@ class CheckApi:
         if method is None:
             allowed = b", ".join(methods).decode()
             raise Problem(405, f"allowed: {allowed}", headers=f"Allow: {allowed}\r\n")
-        if not self.is_ready:
+        if not self.is_answering:
             raise Problem(503, "the node is starting", headers="Retry-After: 1\r\n")
         return method(request, query, slot)
 
     def handle_plain_get(self, line: bytes, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         """Answer the usual GET without looking at anything twice; False for any other."""
         match = match_plain_get(line)
-        if match is None or not self.is_ready:
+        if match is None or not self.is_answering:
             return False
         rule, key, cost, segment = match.groups()
         check = Check(

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from time import monotonic_ns
 from typing import TYPE_CHECKING, cast
 
 import httptools
 import structlog
 
+from limiter_node import clock
 from limiter_node.edge import limits
 from limiter_node.edge.answers import Problem, problem_answer
 from limiter_node.edge.exchange import Slot
@@ -49,7 +49,7 @@ class HttpConnection(asyncio.Protocol):
         self._spare = Slot(self)
         self._out: list[bytes] = []
         self._began_ns = 0  # when the unfinished request began; 0 between requests
-        self._last_ns = monotonic_ns()
+        self._last_ns = clock.now_ns()
         self._unread_ns = 0  # since when the client does not read; 0 while it does
         self._is_closing = False
         self._is_ended = False  # the client has closed its side
@@ -88,7 +88,7 @@ class HttpConnection(asyncio.Protocol):
         self._server.connections.discard(self)
 
     def pause_writing(self) -> None:
-        self._unread_ns = monotonic_ns()
+        self._unread_ns = clock.now_ns()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -355,7 +355,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Close for writing; keep reading for a while where unread input would turn the close into a reset."""
-        self._last_ns = monotonic_ns()
+        self._last_ns = clock.now_ns()
         if self._is_refused:
             self._transport.write_eof()
         else:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
-from time import monotonic_ns
 from typing import TYPE_CHECKING
 
+from limiter_node import clock
 from limiter_node.edge.http import HttpConnection
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class HttpServer:
     def _answer(self) -> None:
         reads, self._reads = self._reads, []
         answered, self._answered = self._answered, []
-        now_ns = monotonic_ns()
+        now_ns = clock.now_ns()
         for connection, data in reads:
             connection.process(data, now_ns)
         for connection, _ in reads:
@@ -82,7 +82,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(1)
             self.date = _date_header()
-            now_ns = monotonic_ns()
+            now_ns = clock.now_ns()
             for connection in list(self.connections):
                 connection.tick(now_ns)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiter_node.core.ring import Member, Ring
+from limiter_node.core.model import Member
+from limiter_node.core.ring import Ring
 
 KEYS = [f"user:{number}" for number in range(300)]
 

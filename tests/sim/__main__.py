@@ -55,7 +55,7 @@ def attempt(seed: int, *, file: Path | None, nodes: tuple[int, int], moving: boo
 @click.option("--start", default=0, show_default=True, help="The first of them.")
 @click.option("--nodes", type=Range(), default="2-6", show_default=True, help="Least and most nodes in a fleet.")
 @click.option("--scenario", "file", type=click.Path(exists=True, path_type=Path), help="Run this file instead.")
-@click.option("--moving", is_flag=True, help="Members come and go; counts are not judged then.")
+@click.option("--moving", is_flag=True, help="Members come and go, too.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that run at the same time.")
 @click.option("--keep-going", is_flag=True, help="Do not stop at the first failure.")
 @click.option("--dump", is_flag=True, help="Print the scenario of the first seed as a file, and run nothing.")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.links import Forward
 from limiter_node.core.model import Check, Op
-from limiter_node.core.router import Forward
 from tests.sim.world import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:

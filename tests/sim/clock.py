@@ -1,4 +1,4 @@
-"""A machine's monotonic clock: its own origin, its own pace, and what suspension and jumps do to it.
+"""A machine's monotonic clock: its own origin, its own pace, and what jumps do to it.
 
 It only converts between true time and the machine's; it never reads anything. Invariant: it never goes backwards.
 """
@@ -15,12 +15,9 @@ class SimClock:
         self._base_ns = offset_ns
         self._since_ns = 0
         self._pace_ppm = PPM + drift_ppm
-        self._is_stopped = False
 
     def read(self, true_ns: int) -> int:
-        """The machine's time; `true_ns` must not lie before the last jump or stop."""
-        if self._is_stopped:
-            return self._base_ns
+        """The machine's time; `true_ns` must not lie before the last jump."""
         return self._base_ns + (true_ns - self._since_ns) * self._pace_ppm // PPM
 
     def true_span(self, local_ns: int) -> int:
@@ -31,12 +28,3 @@ class SimClock:
         """Gain `by_ns` at once, as after a live migration."""
         assert by_ns >= 0, "a monotonic clock goes forward"
         self._base_ns, self._since_ns = self.read(true_ns) + by_ns, true_ns
-
-    def stop(self, true_ns: int) -> None:
-        """Stand still, as CLOCK_MONOTONIC does while a machine is suspended."""
-        self._base_ns, self._since_ns, self._is_stopped = self.read(true_ns), true_ns, True
-
-    def resume(self, true_ns: int) -> None:
-        """Go on from where it stopped; one that was not stopped is left alone."""
-        if self._is_stopped:
-            self._since_ns, self._is_stopped = true_ns, False

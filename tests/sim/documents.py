@@ -50,6 +50,11 @@ class Documents:
         """The segment, or the default for one that the rule does not list."""
         return segment if segment in self.rules[rule].get("segments", {}) else DEFAULT
 
+    def places(self, rule: str, key: str) -> list[str]:
+        """Everywhere that a key's bucket may be."""
+        own = [OWN] if self.has_own(rule, key) else []
+        return [DEFAULT, *self.rules[rule].get("segments", {}), *own]
+
     def has_own(self, rule: str, key: str) -> bool:
         return rule in self.keys.get(key, {}).get("rules", {})
 

@@ -60,7 +60,9 @@ class Fleet:
         self.world = World(seed)
         self.network = Network(self.world, self._run_on)
         self.etcd = SimEtcd(self.world)
-        self.judge = Judge(self.world, scenario.expect, calm_ns=scenario.calm_ms * NS_PER_MS)
+        self.judge = Judge(
+            self.world, scenario.expect, calm_ns=scenario.calm_ms * NS_PER_MS, is_reachable=self._is_reachable
+        )
         self.nodes = {
             spec.id: SimNode(
                 spec.id,
@@ -76,6 +78,17 @@ class Fleet:
             for spec in scenario.nodes
         }
         self.clients = Clients(self.world, self.nodes, self.judge)
+
+    def _is_reachable(self, name: str, life: int) -> bool:
+        """Whether a node runs, in that life, and half of the others at least can speak with it."""
+        node = self.nodes[name]
+        others = [other for other in self.nodes.values() if other.is_alive and other is not node]
+        cut = [
+            other
+            for other in others
+            if self.network.path(name, other.name).is_blocked or self.network.path(other.name, name).is_blocked
+        ]
+        return node.is_alive and node.lives == life and not node.is_frozen and 2 * len(cut) <= len(others)
 
     def run(self) -> Report:
         """From the first moment to the last judgement."""

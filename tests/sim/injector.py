@@ -71,7 +71,7 @@ class Injector:
     def _strike(self, fault: Freeze | Jump | Kill | Start | Leave | WatchLag, node: SimNode) -> None:
         match fault:
             case Freeze():
-                node.freeze(stops_clock=fault.stops_clock)
+                node.freeze()
                 self._at_end(fault, node.thaw)
             case Jump():
                 node.clock.jump(self._world.now_ns, fault.by_ms * NS_PER_MS)

@@ -13,23 +13,23 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from limiter_node.core.errors import BadRule
+from limiter_node.core.links import LinkState
 from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule, Unreachable, Verdict
-from limiter_node.core.router import LinkState
 from limiter_node.core.rules import decode_json, parse_rule
 from tests.sim.ledger import Ledger
 from tests.sim.node import PEER_TIMEOUT_NS, TICK_NS
 from tests.sim.world import NS_PER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tests.sim.etcd import SimEtcd
     from tests.sim.node import SimNode
     from tests.sim.scenario import Expect
     from tests.sim.world import World
 
-OUTCOME_WITHIN_NS = 2 * (PEER_TIMEOUT_NS + TICK_NS) + NS_PER_MS
-"""Two hops, each noticed to be late at the next tick, and a millisecond for clocks that run slow."""
+OUTCOME_WITHIN_NS = 4 * (PEER_TIMEOUT_NS + TICK_NS) + NS_PER_MS
+"""The owner, two helpers and one re-route, each late at the next tick, and a millisecond for clocks that run slow."""
 
 OUTCOMES: dict[Op, tuple[type, ...]] = {
     Op.CHECK: (Verdict, UnknownRule),
@@ -59,8 +59,9 @@ class Ticket:
 class Judge:
     """Sees everything, knows the true time, and stops the run at the first broken promise (a `node.Witness`)."""
 
-    def __init__(self, world: World, expect: Expect, *, calm_ns: int) -> None:
-        self.ledger = Ledger()
+    def __init__(self, world: World, expect: Expect, *, calm_ns: int, is_reachable: Callable[[str, int], bool]) -> None:
+        within_ms = expect.delivers_within_ms
+        self.ledger = Ledger(is_reachable, delivers_within_ns=within_ms and within_ms * NS_PER_MS)
         self.granted: Counter[tuple[str, str]] = Counter()  # tokens, by rule and key, owners' verdicts only
         self.outcomes: Counter[str] = Counter()
         self._world = world
@@ -78,10 +79,16 @@ class Judge:
     def learned(self, node: SimNode, key: str, value: bytes | None) -> None:
         self.ledger.learned(node, key, value)
 
+    def lost(self, node: SimNode) -> None:
+        self.ledger.lost(node)
+
+    def decides(self, node: SimNode, check: Check) -> None:
+        self.ledger.decides(node, check.rule, check.key)
+
     def decided(self, node: SimNode, check: Check, verdict: Verdict | UnknownRule) -> None:
-        owner = node.router.ring.owner(check.key)
-        if owner != node.name:
-            raise self._broken(node, check, f"decided as owner, but in its ring the owner is {owner}")
+        holders = node.router.ring.holders(check.key)
+        if node.name not in holders:
+            raise self._broken(node, check, f"decided as owner, but in its ring the holders are {holders}")
         if not self._is_known(node, check, verdict):
             return
         assert isinstance(verdict, Verdict)
@@ -90,7 +97,7 @@ class Judge:
             raise self._broken(node, check, "an owner's verdict is degraded")
         if verdict.allowed and verdict.would_allow is not False:
             self.granted[check.rule, check.key] += check.cost
-        if self._expect.keeps_counts and (wrong := self.ledger.settle(node, check, verdict)):
+        if wrong := self.ledger.settle(node, check, verdict):
             raise self._broken(node, check, wrong)
 
     def decided_alone(self, node: SimNode, check: Check, parts: int, verdict: Verdict | UnknownRule) -> None:

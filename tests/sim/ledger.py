@@ -15,14 +15,35 @@ from tests.sim.documents import OWN, Documents
 from tests.sim.meter import TOLERANCE, UNIT, Meter, Numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from limiter_node.core.model import Check, Verdict
     from tests.sim.node import SimNode
+
+
+DRIFT_SHARE = 2_000
+"""Clocks of random scenarios gain at most 1 in 5,000."""
 
 
 class Account:
     """A bucket as it ought to be, at the place where it was used last, divided into `parts`."""
 
-    __slots__ = ("holder", "key", "meter", "parts", "place", "rule", "true_ns")
+    __slots__ = (
+        "fastest",
+        "holder",
+        "is_moved",
+        "is_void",
+        "key",
+        "lapses",
+        "life",
+        "meter",
+        "parts",
+        "place",
+        "rule",
+        "slack",
+        "true_ns",
+        "untold",
+    )
 
     def __init__(self, holder: SimNode, check: Check, place: str, parts: int) -> None:
         self.holder = holder
@@ -31,28 +52,72 @@ class Account:
         self.place = place
         self.parts = parts
         self.meter = Meter(holder.now_ns)
+        self.untold: list[tuple[int, int]] = []  # when (true ns) and how many tokens the holder granted untold
+        self.slack = 0  # tokens that earlier holders granted and could not tell
+        self.is_moved = False
+        self.is_void = False  # nobody but the holder, which may be dead, is sure to know of it
+        self.fastest = 0  # slope in force for this bucket on any node since it was last touched
+        self.life = holder.lives
+        self.lapses = holder.router.keeper.lapses
         self.true_ns = holder.world.now_ns
 
     def advance(self, now: Numbers) -> None:
         """Bring the account to the present at the numbers in force since it was last touched."""
         self.meter.advance(self.holder.now_ns, now.slope)
+        if not self.meter.level:
+            self.slack = 0
+        self.fastest = 0
         self.true_ns = self.holder.world.now_ns
+
+    @property
+    def loose(self) -> int:
+        """Tokens granted by the holder that nobody else is known to know of."""
+        return sum(tokens for _, tokens in self.untold)
 
     def hand_to(self, node: SimNode, now: Numbers) -> None:
         """Another node decides from now on; the stretch before counts in true time, which nobody could know better."""
+        if self._has_lost_holder():
+            self.slack += self.loose
+        self.untold.clear()
+        if self.is_void:
+            self.is_void, self.meter.level = False, 0
+        self.is_moved = True
         elapsed_ns = node.world.now_ns - self.true_ns
+        elapsed_ns += elapsed_ns // DRIFT_SHARE  # the new holder may have kept its copy on a faster clock
         self.meter.local_ns = node.now_ns - elapsed_ns
-        self.holder = node
-        self.advance(now)
+        self.holder, self.life = node, node.lives
+        # The copy was kept on whichever node decides now, by what that one had been told.
+        self.advance(Numbers(now.capacity, max(now.slope, self.fastest)))
+
+    def _has_lost_holder(self) -> bool:
+        """Whether the holder could not tell: it is dead or frozen, or was cut off from so many that it had to stop."""
+        holder = self.holder
+        return (
+            not holder.is_alive
+            or holder.lives != self.life
+            or holder.is_frozen
+            or holder.router.keeper.lapses != self.lapses
+            or holder.now_ns >= holder.router.keeper.fence.right_until_ns
+        )
+
+    def is_held_by(self, node: SimNode) -> bool:
+        """Whether the node, in this life, decided last."""
+        return self.holder is node and self.life == node.lives
 
 
 class Ledger:
-    """All accounts. `bad_values` are documents that every node must refuse."""
+    """All accounts. `bad_values` are documents that every node must refuse.
 
-    def __init__(self) -> None:
+    With `delivers_within_ns`, what was granted longer ago than that is known elsewhere, whatever a node itself says.
+    """
+
+    def __init__(self, is_reachable: Callable[[str, int], bool], *, delivers_within_ns: int | None) -> None:
+        self._is_reachable = is_reachable
+        self._delivers_within_ns = delivers_within_ns
         self.bad_values: set[bytes] = set()
         self._documents: dict[str, Documents] = {}  # by node
         self._accounts: dict[tuple[str, str], Account] = {}  # by rule and key
+        self._forgotten: dict[tuple[str, str], SimNode] = {}  # by whom; a copy may be there that does not know of it
         self._shares: dict[tuple[str, str, str, str], Account] = {}  # by node, rule, key and place
         # Into how many parts a node divides a plan: by node, rule, place and, for numbers of its own, key.
         self._parts: dict[tuple[str, str, str, str | None], int] = {}
@@ -60,8 +125,48 @@ class Ledger:
     def born(self, node: SimNode) -> None:
         """A node that begins a life knows no rules and has no buckets."""
         self._documents[node.name] = Documents()
-        self._accounts = {mark: account for mark, account in self._accounts.items() if account.holder is not node}
         self._shares = {mark: share for mark, share in self._shares.items() if mark[0] != node.name}
+
+    def lost(self, node: SimNode) -> None:
+        """A node is dead or frozen: what only it knew is lost, and so is a bucket both of whose holders are."""
+        for account in self._accounts.values():
+            if account.is_held_by(node):
+                if self._is_known(account):
+                    account.untold.clear()
+                elif self._delivers_within_ns is not None:
+                    since_ns = node.world.now_ns - self._delivers_within_ns
+                    account.untold = [grant for grant in account.untold if grant[0] >= since_ns]
+            holders = account.holder.router.ring.holders(account.key)
+            if node.name in holders and not account.is_held_by(node):
+                # The copy is lost, and all of it unknown again.
+                account.untold = [(node.world.now_ns, -(-account.meter.level // UNIT))]
+            if (node.name in holders or account.is_held_by(node)) and not self._has_holder(account, node):
+                account.is_void = True
+
+    def _is_known(self, account: Account) -> bool:
+        """Whether another node has all that the holder of an account knows."""
+        return (
+            account.is_held_by(account.holder)  # still in that life
+            and _has_told(account.holder, account)
+            and self._has_holder(account, account.holder)
+        )
+
+    def _is_being_forgotten(self, rule: str, key: str) -> bool:
+        """Whether another holder of the bucket is still to be told of a deletion."""
+        node = self._forgotten.get((rule, key))
+        return node is not None and ((rule, key), True) in _on_their_way(node)
+
+    def _has_holder(self, account: Account, node: SimNode) -> bool:
+        """Whether another node than this one has the bucket, and can be reached."""
+        ring = account.holder.router.ring
+        holders = {name for name in ring.holders(account.key) if name} - {node.name}
+        return any(self._is_reachable(name, ring.members[name].boot) for name in holders)
+
+    def decides(self, node: SimNode, rule: str, key: str) -> None:
+        """The node is about to decide: what the others know of the bucket by now is as good as its own knowledge."""
+        account = self._accounts.get((rule, key))
+        if account is not None and account.untold and account.holder.is_alive and self._is_known(account):
+            account.untold.clear()
 
     def knows(self, node: SimNode, rule: str) -> bool:
         """Whether the node has been told of the rule."""
@@ -74,18 +179,29 @@ class Ledger:
         documents = self._documents[node.name]
         for account in self._held_by(node):
             account.advance(self._numbers(account))
+        self._note_slopes(documents)
         documents.take(key, value)
+        self._note_slopes(documents)
         kind, _, name = key.partition("/")
         if kind == "rules" and value is None:
             self._drop(node, name, None, None)
+            for account in self._accounts.values():
+                if account.rule == name:  # its holder may have died before it learnt that
+                    account.is_void = True
         for account in self._held_by(node):
             if account.place == OWN and not documents.has_own(account.rule, account.key):
                 account.place = documents.place_without_own(account.rule, account.key)
                 self._drop_own_share(node, account)
 
+    def _note_slopes(self, documents: Documents) -> None:
+        for account in self._accounts.values():
+            if account.rule in documents.rules:
+                account.fastest = max(account.fastest, _fastest(documents, account))
+
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The bucket is full again."""
-        self._accounts.pop((rule, key), None)
+        if self._accounts.pop((rule, key), None) is not None:
+            self._forgotten[rule, key] = node
         for mark in [mark for mark in self._shares if mark[:3] == (node.name, rule, key)]:
             del self._shares[mark]
 
@@ -95,11 +211,21 @@ class Ledger:
         account = self._accounts.get((check.rule, check.key))
         if account is None:
             account = self._accounts[check.rule, check.key] = Account(node, check, place, 1)
-        elif account.holder is node:
+            account.is_moved = (check.rule, check.key) in self._forgotten
+        elif account.is_held_by(node):
             account.advance(self._numbers(account))
         else:
+            account.is_moved = True  # from here on the copy may have been under any plan of the rule
             account.hand_to(node, self._numbers(account, node))
         account.place = place
+        if node.router.keeper.lapses != account.lapses:  # what others knew may have come back, a little older
+            account.lapses = node.router.keeper.lapses
+            account.is_moved = True
+        if verdict.allowed and verdict.would_allow is not False:
+            if self._is_being_forgotten(check.rule, check.key):
+                account.slack += check.cost  # the deletion may yet come here
+            else:
+                account.untold.append((node.world.now_ns, check.cost))
         return _book(account, self._numbers(account), check, verdict)
 
     def settle_share(self, node: SimNode, check: Check, parts: int, verdict: Verdict) -> str | None:
@@ -129,7 +255,7 @@ class Ledger:
                 share.parts = parts
 
     def _held_by(self, node: SimNode) -> list[Account]:
-        accounts = [account for account in self._accounts.values() if account.holder is node]
+        accounts = [account for account in self._accounts.values() if account.is_held_by(node)]
         return accounts + [share for mark, share in self._shares.items() if mark[0] == node.name]
 
     def _numbers(self, account: Account, node: SimNode | None = None) -> Numbers:
@@ -137,13 +263,17 @@ class Ledger:
         place = account.place
         if place == OWN and not documents.has_own(account.rule, account.key):
             place = documents.place_without_own(account.rule, account.key)
-        return documents.numbers(account.rule, account.key, place, account.parts)
+        now = documents.numbers(account.rule, account.key, place, account.parts)
+        if account.is_moved:
+            # A late copy may have put the bucket where it was before: any place's refill may have been its.
+            return Numbers(now.capacity, _fastest(documents, account))
+        return now
 
     def _drop(self, node: SimNode, rule: str, key: str | None, place: str | None) -> None:
         """Forget accounts of a rule on a node: of all keys, or of one key at one place alone."""
         if key is None:
-            kept = {m: a for m, a in self._accounts.items() if not (a.holder is node and a.rule == rule)}
-            self._accounts = kept
+            for mark in [m for m, a in self._accounts.items() if a.is_held_by(node) and a.rule == rule]:
+                self.forgot(node, *mark)
         self._shares = {
             mark: share
             for mark, share in self._shares.items()
@@ -154,11 +284,43 @@ class Ledger:
         self._drop(node, account.rule, account.key, OWN)
 
 
+def _fastest(documents: Documents, account: Account) -> int:
+    places = documents.places(account.rule, account.key)
+    return max(documents.numbers(account.rule, account.key, place, account.parts).slope for place in places)
+
+
+def _on_their_way(node: SimNode) -> Iterator[tuple[tuple[str, str], bool]]:
+    """The buckets that some peer is still to be told of, and whether as deleted."""
+    for outlet in node.router.keeper.replication.outlets.values():
+        yield from outlet.due.items()
+        for batch in outlet.flight.values():
+            yield from batch
+
+
+def _has_told(node: SimNode, account: Account) -> bool:
+    """Whether nothing of a bucket is still to be sent."""
+    rule = node.engine.rules.get(account.rule)
+    return not (
+        len(node.router.ring.members) < 2
+        or node.router.keeper.replication.is_surveying
+        or (rule is not None and account.key in rule.changed)
+        or any(bucket == (account.rule, account.key) for bucket, _ in _on_their_way(node))
+    )
+
+
 def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str | None:
     """Compare one decision with the account; returns what is wrong with it."""
     meter, capacity = account.meter, now.capacity
     is_allowed = verdict.allowed if verdict.would_allow is None else verdict.would_allow
     tokens = check.cost or 1
+    if account.is_moved:
+        # Copies were rounded up, did not refill on their way, and may have been made before some of the grants.
+        if is_allowed and not meter.fits(tokens, capacity, account.slack * UNIT + TOLERANCE):
+            excess = (meter.level + tokens * UNIT - capacity) / UNIT
+            return f"granted {excess:.6f} tokens too many, of which {account.slack} may have been unknown"
+        if is_allowed:
+            meter.level += check.cost * UNIT
+        return None if verdict.limit == capacity // UNIT else f"says limit {verdict.limit}, is {capacity // UNIT}"
     if is_allowed and not meter.fits(tokens, capacity, TOLERANCE):
         excess = (meter.level + tokens * UNIT - capacity) / UNIT
         return f"granted {excess:.6f} tokens too many"

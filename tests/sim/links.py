@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from limiter_node.cluster import wire
 from limiter_node.cluster.peer import BACKOFF_MAX_S, BACKOFF_MIN_S, CONNECT_TIMEOUT_S
 from limiter_node.core.errors import BadMessage
-from limiter_node.core.model import Answer, Ask, Frame, Hello
+from limiter_node.core.model import Frame, Hello, Reply, Request
 from tests.sim.world import NS_PER_S
 
 if TYPE_CHECKING:
-    from limiter_node.core.router import Link
+    from limiter_node.core.links import Link
     from tests.sim.network import Side
     from tests.sim.node import SimNode
+    from tests.sim.world import Event
 
 
 class _FrameEnd:
@@ -31,7 +32,7 @@ class _FrameEnd:
         self._is_greeted = False
         self._out: list[bytes] = []
         side.endpoint = self
-        side.send(wire.encode(Hello(node.name, wire.PROTOCOL)))
+        side.send(wire.encode(Hello(node.name, wire.PROTOCOL, node.router.boot)))
 
     def received(self, data: bytes) -> None:
         try:
@@ -77,13 +78,21 @@ class AnsweringEnd(_FrameEnd):
         super().received(data)
         self._is_reading = False
 
-    def on_frame(self, frame: Frame) -> None:
-        if not isinstance(frame, Ask):
-            raise BadMessage(f"unexpected {frame} from a peer that asks")
-        self.node.router.on_ask(frame, self.node.now_ns, self._respond)
+    def on_hello(self, hello: Hello) -> None:
+        self._hello = hello
+        earlier = self.node.answering.get(hello.node_id)
+        if earlier is not None:
+            earlier.side.close()
+        self.node.answering[hello.node_id] = self
 
-    def _respond(self, answer: Answer) -> None:
-        self.send(answer)
+    def on_frame(self, frame: Frame) -> None:
+        if not isinstance(frame, Request):
+            raise BadMessage(f"unexpected {frame} from a peer that asks")
+        router = self.node.router
+        router.on_request(router.ring.name_of(self._hello), frame, self.node.now_ns, self._respond)
+
+    def _respond(self, reply: Reply) -> None:
+        self.send(reply)
         if not self._is_reading:
             self.write_out()
 
@@ -92,6 +101,7 @@ class AskingEnd(_FrameEnd):
     """The outgoing side of one connection."""
 
     is_ready = False
+    is_stranger = False
 
     def __init__(self, link: SimLink, side: Side) -> None:
         self._link = link
@@ -101,7 +111,8 @@ class AskingEnd(_FrameEnd):
         self._link.broken(self)
 
     def on_hello(self, hello: Hello) -> None:
-        if hello.node_id == self._link.peer_id:
+        self.is_stranger = hello.boot != self._link.link.peer.boot
+        if hello.node_id == self._link.peer_id and not self.is_stranger:
             self._link.ready(self)
             self.is_ready = True
         else:
@@ -109,7 +120,7 @@ class AskingEnd(_FrameEnd):
             self.lost()
 
     def on_frame(self, frame: Frame) -> None:
-        if not isinstance(frame, Answer):
+        if not isinstance(frame, Reply):
             raise BadMessage(f"unexpected {frame} from a peer that answers")
         self._link.answered(frame)
 
@@ -130,6 +141,7 @@ class SimLink:
         self._dials = 0
         self._began_ns = 0
         self._backoff_s = BACKOFF_MIN_S
+        self._pause: Event | None = None
         node.soon(self._lane, self._dial)
 
     def wake(self) -> None:
@@ -146,15 +158,23 @@ class SimLink:
         if self._end is end:
             self._end = None
         if not self._is_closed:
-            self._down()
+            self._down(is_refused=end.is_stranger)
             self._retry()
 
-    def answered(self, answer: Answer) -> None:
-        self.node.router.on_answer(self.link, answer, self.node.now_ns)
+    def answered(self, reply: Reply) -> None:
+        self.node.router.on_reply(self.link, reply, self.node.now_ns)
 
     def redial(self) -> None:
-        """Drop the connection, if it is ready; it is dialled again like one that broke."""
+        """Drop the connection, or whatever is being dialled, and dial the peer where it is now."""
         end = self._end
+        if end is None:
+            if self._pause is not None:
+                self._pause.cancel()
+            if self._side is not None:
+                self._side.close()
+            self._dials += 1
+            self._backoff_s = BACKOFF_MIN_S
+            self.node.soon(self._lane, self._dial)
         if end is not None and self._side is not None:
             self._side.close()
             self.node.soon(self._lane, lambda: self.broken(end))
@@ -166,16 +186,18 @@ class SimLink:
         if self._side is not None:
             self._side.close()
 
-    def _down(self) -> None:
-        self.node.router.on_down(self.link, self.node.now_ns)
+    def _down(self, *, is_refused: bool = False) -> None:
+        if is_refused:
+            self._backoff_s = BACKOFF_MIN_S
+        self.node.router.on_down(self.link, self.node.now_ns, refused_ns=self._began_ns if is_refused else None)
 
     def _flush(self) -> None:
         self._is_awake = False
         end = self._end
         if end is None:
             return
-        for ask in self.node.router.flush(self.link, self.node.now_ns):
-            end.send(ask)
+        for request in self.node.router.flush(self.link, self.node.now_ns):
+            end.send(request)
         end.write_out()
 
     def _retry(self) -> None:
@@ -183,9 +205,10 @@ class SimLink:
             self._backoff_s = BACKOFF_MIN_S
         pause_s = self._backoff_s * self._rng.uniform(0.5, 1.0)
         self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
-        self.node.later(round(pause_s * NS_PER_S), self._lane, self._dial)
+        self._pause = self.node.later(round(pause_s * NS_PER_S), self._lane, self._dial)
 
     def _dial(self) -> None:
+        self._pause = None
         if self._is_closed:
             return
         self._began_ns = self.node.now_ns
@@ -198,18 +221,18 @@ class SimLink:
                     side.close()
                 return
             if side is None or not side.is_open:
-                failed()
+                failed(is_refused=side is None)
             else:
                 self._side = side
                 ends.append(AskingEnd(self, side))
 
-        def failed() -> None:
+        def failed(*, is_refused: bool = False) -> None:
             timeout.cancel()
             if not self._is_closed and dial == self._dials and not (ends and ends[0].is_ready):
                 self._dials += 1
                 if self._side is not None:
                     self._side.close()
-                self._down()
+                self._down(is_refused=is_refused)
                 self._retry()
 
         ends: list[AskingEnd] = []

@@ -219,7 +219,9 @@ class Network:
         """Dial: `done` gets the new side, or None when refused, or is never called: time out."""
         known = self.listeners.get(address)
         if known is None:
-            if address not in self.dark:
+            target = address.partition(".")[0]
+            is_blocked = self.path(host, target).is_blocked or self.path(target, host).is_blocked
+            if address not in self.dark and not is_blocked:
                 self.world.after(2 * DELAY_NS[1], lane, lambda: self.run_on(host, lambda: done(None)))
             return
         target = known[0]

@@ -15,7 +15,7 @@ from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.control.rulebook import RuleBook
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
-from limiter_node.core.router import LinkState, Router
+from limiter_node.core.router import Router
 from tests.sim.etcd import SimEtcd, SimSession
 from tests.sim.links import AnsweringEnd, SimLink
 from tests.sim.world import NS_PER_MS, NS_PER_S, Event
@@ -23,17 +23,20 @@ from tests.sim.world import NS_PER_MS, NS_PER_S, Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from limiter_node.core.links import Carrier, Link
     from limiter_node.core.model import Check, UnknownRule, Verdict
     from limiter_node.core.ring import Ring
-    from limiter_node.core.router import Carrier, Link
     from tests.sim.clock import SimClock
     from tests.sim.network import Network, Side
     from tests.sim.world import World
 
-TICK_NS = 20 * NS_PER_MS  # app.TICK_S
+TICK_NS = 10 * NS_PER_MS  # app.TICK_S
 PEER_TIMEOUT_NS = 100 * NS_PER_MS  # --peer-timeout
 LEASE_TTL_NS = 5 * NS_PER_S  # --lease-ttl
-LEAVE_SEEN_NS = NS_PER_S  # app.LEAVE_SEEN_S
+REPLICATION_NS = 20 * NS_PER_MS  # --replication-interval
+LEAVE_SEEN_NS = 2500 * NS_PER_MS  # app.LEAVE_SEEN_S
+DRAIN_NS = 10 * NS_PER_S  # --drain-timeout
+PARTING_NS = NS_PER_S  # app.PARTING_S
 BUCKETS_MAX = 1_000_000
 
 
@@ -45,6 +48,12 @@ class Witness(Protocol):
 
     def learned(self, node: SimNode, key: str, value: bytes | None) -> None:
         """The node has taken a change of a document."""
+
+    def decides(self, node: SimNode, check: Check) -> None:
+        """The node is about to decide."""
+
+    def lost(self, node: SimNode) -> None:
+        """The node is dead, frozen or cut off."""
 
     def decided(self, node: SimNode, check: Check, verdict: Verdict | UnknownRule) -> None:
         """The node decided as owner."""
@@ -63,6 +72,7 @@ class WatchedEngine(Engine):
     witness: Witness
 
     def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        self.witness.decides(self.node, check)
         verdict = super().check(check, now_ns)
         self.witness.decided(self.node, check, verdict)
         return verdict
@@ -117,6 +127,8 @@ class SimNode:
         self.is_frozen = False
         self.is_ready = False
         self.is_leaving = False
+        self._is_ending = False
+        self._is_leave_seen = False  # or given up
         self._etcd = etcd
         self._witness = witness
         self._zone = zone
@@ -186,15 +198,20 @@ class SimNode:
             self._port += 1
         self.network.dark.discard(self.address)
         self.lives += 1
-        self.is_alive, self.is_ready, self.is_leaving = True, False, False
+        self.is_alive, self.is_ready, self.is_leaving, self._is_ending = True, False, False, False
+        self._is_leave_seen = False
         self._frozen_ns = 0
+        self.answering: dict[str, AnsweringEnd] = {}  # the newest connection of each peer that has said hello
         self.engine = self._engine_class(buckets_max=BUCKETS_MAX)
         self.engine.node, self.engine.witness = self, self._witness
         self.router = self._router_class(
             self.name,
             self.engine,
+            boot=self.lives,
             peer_timeout_ns=PEER_TIMEOUT_NS,
+            replication_ns=REPLICATION_NS,
             open_link=self._open_link,
+            on_ring=self._set_ring,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
@@ -212,6 +229,7 @@ class SimNode:
         """Die at once. Silent: the machine lost its power, so nobody closes its connections or refuses new ones."""
         if not self.is_alive:
             return
+        self._witness.lost(self)
         self.is_alive = self.is_frozen = self.is_ready = False
         self._backlog.clear()
         self.session.end()
@@ -229,24 +247,26 @@ class SimNode:
         self.world.note(f"{self.name} leaves")
         if self.name in self.router.ring.members and len(self.router.ring.members) > 1:
             self.session.register(self._node_key, self._node_doc(leaving=True))
-            self._leave_deadline = self.later(LEAVE_SEEN_NS, self._lane, self._end)
+            self.later(LEAVE_SEEN_NS, self._lane, self._give_up_leave)
+            self.later(DRAIN_NS - PARTING_NS, self._lane, self._end)
         else:
             self._end()
 
-    def freeze(self, *, stops_clock: bool = False) -> None:
-        """Stop running, as by SIGSTOP; a suspended virtual machine's clock stops too."""
+    def _give_up_leave(self) -> None:
+        self._is_leave_seen = True
+
+    def freeze(self) -> None:
+        """Stop running, as by SIGSTOP or on a machine that is suspended."""
         if not self.is_alive or self.is_frozen:
             return
+        self._witness.lost(self)
         self.is_frozen, self._frozen_since_ns = True, self.world.now_ns
-        if stops_clock:
-            self.clock.stop(self.world.now_ns)
         self.world.note(f"{self.name} freezes")
 
     def thaw(self) -> None:
         """Run on: all that came in between happens now, one thing per step."""
         if not self.is_frozen:
             return
-        self.clock.resume(self.world.now_ns)
         self.is_frozen = False
         self._frozen_ns += self.world.now_ns - self._frozen_since_ns
         backlog, self._backlog = self._backlog, []
@@ -290,8 +310,7 @@ class SimNode:
         self.router.set_ring(ring, self.now_ns)
         self.world.note(f"{self.name} has ring {ring.revision}: {','.join(ring.members)}")
         if self.is_leaving and self.name not in ring.members:
-            self._leave_deadline.cancel()
-            self.soon(self._lane, self._end)
+            self._is_leave_seen = True
 
     def _tick(self) -> None:
         self.later(TICK_NS, self._lane, self._tick)
@@ -299,11 +318,18 @@ class SimNode:
         self.router.tick(now_ns)
         self.engine.tick(now_ns)
         self.membership.settle(now_ns)
-        if not self.is_ready and not self.is_leaving and self.name in self.router.ring.members:
-            self.is_ready = all(link.state is not LinkState.CONNECTING for link in self.router.links.values())
+        keeper = self.router.keeper
+        me = self.router.ring.members.get(self.name)
+        if not self.is_ready and not self.is_leaving and me is not None and me.boot == self.lives:
+            self.is_ready = keeper.is_whole
+        if self.is_leaving and not self._is_ending and self._is_leave_seen and keeper.has_handed_over(now_ns):
+            self._end()
 
     def _end(self) -> None:
         """Give up the lease, finish what is under way, die."""
+        if self._is_ending:
+            return
+        self._is_ending = True
         self.session.leave()
         self.later(2 * (PEER_TIMEOUT_NS + TICK_NS), self._lane, self.kill)
 
@@ -312,4 +338,4 @@ class SimNode:
         return f"nodes/{self.name}"
 
     def _node_doc(self, *, leaving: bool) -> bytes:
-        return encode_node(NodeDoc(peer=self.address, zone=self._zone, leaving=leaving))
+        return encode_node(NodeDoc(peer=self.address, zone=self._zone, leaving=leaving, boot=self.lives))

@@ -1,13 +1,24 @@
 """Who is in the ring: registrations, announced leaves, lapses and their grace."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from limiter_node.cluster.membership import LAPSE_GRACE_NS, WEIGHT_MAX, Membership, NodeDoc, encode_node, parse_node
+from limiter_node.cluster.membership import (
+    FOUNDING_GRACE_NS,
+    LAPSE_GRACE_NS,
+    WEIGHT_MAX,
+    Membership,
+    NodeDoc,
+    encode_node,
+    parse_node,
+)
 from limiter_node.core.errors import BadRule
-from limiter_node.core.ring import Member, Ring
+from limiter_node.core.model import Member
+
+if TYPE_CHECKING:
+    from limiter_node.core.ring import Ring
 
 
 class Watcher:
@@ -52,12 +63,34 @@ def test_changes_are_published_together_with_the_latest_revision_and_only_once(w
     assert [ring.revision for ring in watcher.rings] == [6, 9]
 
 
-def test_a_node_that_announces_its_leave_is_out_at_once(watcher: Watcher) -> None:
+def test_a_node_that_starts_alone_waits_for_others_before_it_founds_a_fleet() -> None:
+    watcher = Watcher()
+    watcher.register("me", 5)
+    assert watcher.settle() is None
+    assert watcher.settle(FOUNDING_GRACE_NS - 1) is None
+    assert watcher.settle(1) == ["me"]
+
+
+def test_a_node_that_starts_joins_others_at_once() -> None:
+    watcher = Watcher()
+    watcher.register("me", 5)
+    assert watcher.settle() is None
+    watcher.register("other", 6)
+    assert watcher.settle() == ["me", "other"]
+
+
+def test_a_node_that_all_others_have_left_goes_on_alone(watcher: Watcher) -> None:
     watcher.register("other", 7, leaving=True)
     assert watcher.settle() == ["me"]
+
+
+def test_a_node_that_announces_its_leave_is_out_at_once_and_a_leaver_until_its_key_is_gone(watcher: Watcher) -> None:
+    watcher.register("other", 7, leaving=True)
+    assert watcher.settle() == ["me"]
+    assert list(watcher.rings[-1].leavers) == ["other"]
     watcher.vanish("other", 8)
-    assert watcher.settle(10 * LAPSE_GRACE_NS) is None
-    assert watcher.rings[-1].revision == 7
+    assert watcher.settle() == ["me"]
+    assert (watcher.rings[-1].revision, watcher.rings[-1].leavers) == (8, {})
 
 
 def test_a_node_may_come_back_after_its_leave(watcher: Watcher) -> None:
@@ -99,12 +132,20 @@ def test_all_nodes_that_lapse_and_are_back_in_time_leave_the_ring_as_it_was(watc
     assert watcher.rings[-1].members == watcher.rings[0].members
 
 
-def test_a_node_never_drops_itself_for_a_lapse(watcher: Watcher) -> None:
+def test_a_node_that_lapses_itself_is_out_like_any_other(watcher: Watcher) -> None:
     watcher.vanish("me", 7)
-    assert watcher.settle(100 * LAPSE_GRACE_NS) is None
-    watcher.vanish("other", 8)
-    assert watcher.settle(0) is None
-    assert watcher.settle(LAPSE_GRACE_NS) == ["me"]
+    assert watcher.settle(LAPSE_GRACE_NS) == ["other"]
+    watcher.register("me", 8)
+    assert watcher.settle() == ["me", "other"]
+
+
+def test_while_a_lapse_is_in_its_grace_the_ring_stays_as_it_is(watcher: Watcher) -> None:
+    # Or else two nodes could have different rings of one revision: with the lapsed member, and without.
+    watcher.vanish("other", 7)
+    watcher.register("third", 8)
+    assert watcher.settle(LAPSE_GRACE_NS - 1) is None
+    assert watcher.settle(1) == ["me", "third"]
+    assert watcher.rings[-1].revision == 8
 
 
 def test_a_node_that_leaves_is_out_of_its_own_ring(watcher: Watcher) -> None:
@@ -129,9 +170,9 @@ def test_nothing_is_published_before_there_is_a_member() -> None:
 
 
 def test_the_revision_of_the_ring_never_goes_back(watcher: Watcher) -> None:
-    watcher.vanish("other", 7)
     watcher.register("third", 12)
     assert watcher.settle() == ["me", "other", "third"]
+    watcher.vanish("other", 7)
     assert watcher.settle(LAPSE_GRACE_NS) == ["me", "third"]
     watcher.register("fourth", 4)
     watcher.settle()
@@ -158,7 +199,7 @@ def test_a_bad_document_changes_nothing(watcher: Watcher) -> None:
     "doc",
     [
         NodeDoc(peer="10.0.0.1:8082"),
-        NodeDoc(peer="[::1]:1", zone="east", version="0.1", weight=WEIGHT_MAX, leaving=True),
+        NodeDoc(peer="[::1]:1", zone="east", version="0.1", weight=WEIGHT_MAX, leaving=True, boot=7),
         NodeDoc(peer="host.example:65535"),
     ],
 )

@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "advertise": None,
     "lease_ttl": 5,
     "peer_timeout": 100,
+    "replication_interval": 20,
     "drain_delay": 1.0,
     "drain_timeout": 10.0,
     "on_unknown_rule": "error",

@@ -15,8 +15,10 @@ PARTS = {
     "__init__": set[str](),
     "__main__": {"cli"},
     "cli": {"app", "control", "settings", "core", "version"},  # `validate` needs the rules files and no node
-    "app": {"edge", "control", "cluster", "core", "settings", "version"},
-    "edge": {"edge", "core"},
+    "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
+    "report": {"edge", "control", "core", "settings", "version", "clock"},
+    "edge": {"edge", "core", "version", "clock"},
+    "clock": set[str](),
     "control": {"control", "core"},
     "cluster": {"cluster", "core"},
     "settings": {"core"},
@@ -34,7 +36,8 @@ IMPORTERS = {
     "click": {"cli.py"},
     "uvloop": {"cli.py"},
 }
-LINES_MAX = {"control/etcd.py": 480}  # one session, one state machine: cut in two it would be read as one
+# One state machine each: cut in two they would be read as one.
+LINES_MAX = {"control/etcd.py": 480, "core/keeper.py": 420, "core/router.py": 410}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 

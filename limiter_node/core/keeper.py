@@ -1,0 +1,418 @@
+"""The keeper: decides the keys that this node owns, when it may, and sees to it that nothing granted is forgotten.
+
+It joins what gives the right to decide (`fence`), what must be learnt first (`custody`) and what others must learn
+(`replication`), and speaks with the keepers of other nodes: pings, pulls and copies. Which node a check goes to is the
+`router`'s; sockets are the links' carriers'.
+
+Invariant: a check is decided here only while `fence` gives the right to, and only when no other node knows of a grant
+that this one does not; what it was granted is on its way to the key's replica from then on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limiter_node.core.custody import Custody
+from limiter_node.core.fence import Fence
+from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
+from limiter_node.core.model import (
+    Ack,
+    Check,
+    Copies,
+    Copy,
+    Forgotten,
+    News,
+    Op,
+    Outcome,
+    Ping,
+    Pong,
+    Pull,
+    Pulled,
+    Request,
+    Verdict,
+)
+from limiter_node.core.pulls import Pulls
+from limiter_node.core.replication import Barrier, Replication
+from limiter_node.core.ring import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limiter_node.core.engine import Engine
+    from limiter_node.core.links import Link
+    from limiter_node.core.model import Reply
+    from limiter_node.core.replication import Bucket
+
+FORGOTTEN = Forgotten()
+
+
+class Keeper:
+    """Decides as owner, or in the place of one that is gone. `set_ring` is called with rings that peers tell."""
+
+    def __init__(
+        self,
+        node_id: str,
+        engine: Engine,
+        links: dict[str, Link],
+        *,
+        peer_timeout_ns: int,
+        replication_ns: int,
+        set_ring: Callable[[Ring], None],
+    ) -> None:
+        self.ring = Ring(0, {})
+        self.fence = Fence(node_id, peer_timeout_ns)
+        self.custody = Custody(node_id)
+        self.replication = Replication(node_id, engine, wake=self._wake)
+        self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
+        self.acted = 0  # checks decided in an owner's place
+        self.lapses = 0
+        self._fenced_ns = 0  # in lapses that are over
+        self._node_id = node_id
+        self._engine = engine
+        self._links = links
+        self._peer_timeout_ns = peer_timeout_ns
+        self._replication_ns = replication_ns
+        self._set_ring = set_ring
+        self._next_id = 0
+        self._pulls = Pulls(engine)
+        self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
+        self._lapsed_ns: int | None = 0  # since when this node has no right to decide; None while it has
+        self._ticked_ns: int | None = None
+        self._replicated_ns = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this node may decide whatever it owns, and nothing else is to be sent or looked at."""
+        return self._lapsed_ns is None and not self.custody.pending
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether this node, a member, may not decide."""
+        return self._lapsed_ns is not None and self._node_id in self.ring.members
+
+    def fenced_ns_until(self, now_ns: int) -> int:
+        """Time without the right to decide, up to now."""
+        return self._fenced_ns + (now_ns - self._lapsed_ns if self._lapsed_ns is not None else 0)
+
+    def has_handed_over(self, now_ns: int) -> bool:
+        """Whether every member that can be had has all that this node knew of its keys."""
+        if self.replication.is_surveying:
+            return False
+        return not any(
+            outlet.due or outlet.flight
+            for name, outlet in self.replication.outlets.items()
+            if name in self.ring.members and not self.fence.is_gone(name, now_ns)
+        )
+
+    def is_isolated(self, now_ns: int) -> bool:
+        """Whether the right to decide has been gone for so long that waiting for it has no sense."""
+        return self._lapsed_ns is not None and now_ns - self._lapsed_ns > self._peer_timeout_ns * WAYS_MAX / 2
+
+    # Deciding.
+
+    def decide(self, check: Check, now_ns: int, *, for_peer: bool = False) -> Outcome | Forward | None:
+        """Decide a check of a key that this node owns, now or later; None when it cannot be."""
+        if now_ns >= self.free_until_ns:
+            self._notice_lapse(now_ns)
+            bucket = check.rule, check.key
+            if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
+                return None if self.is_isolated(now_ns) else self._park(check, bucket, now_ns, for_peer=for_peer)
+        outcome = self._do(check, now_ns)
+        if self._engine.sync_rules and check.rule in self._engine.sync_rules:
+            return self._when_copied(check, outcome, now_ns)
+        return outcome
+
+    def can_stand_in(self, owner: str, now_ns: int) -> bool:
+        """Whether this node, the replica, may decide in the place of an owner.
+
+        A bucket is known to two nodes: when one goes, the other still has told, but not when two go.
+        """
+        return self.fence.is_gone(owner, now_ns) and len(self.custody.untold) < 2
+
+    def act(self, forward: Forward, now_ns: int) -> Outcome | None:
+        """Decide as the replica of an owner that is gone, or (None) once this node has the copy.
+
+        With `durability: sync` the verdict has gone without a copy, and says so.
+        """
+        check = forward.check
+        bucket = check.rule, check.key
+        if not self.custody.is_sure(bucket, as_replica=True):
+            forward.deadline_ns = min(now_ns + round(self._peer_timeout_ns * PARKED_SHARE), forward.expires_ns)
+            forward.asks_help = True
+            self._wait(forward, bucket)
+            return None
+        self.acted += 1
+        outcome = self._do(check, now_ns)
+        self.replication.put(self.ring, bucket, now_ns)
+        if isinstance(outcome, Verdict) and outcome.allowed and check.rule in self._engine.sync_rules:
+            return self.replication.without_copy(outcome)
+        return outcome
+
+    def _do(self, check: Check, now_ns: int) -> Outcome:
+        if check.op is Op.CHECK:
+            return self._engine.check(check, now_ns)
+        if check.op is Op.INSPECT:
+            return self._engine.inspect(check.rule, check.key, now_ns)
+        self._engine.forget(check.rule, check.key, now_ns)
+        self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
+        return FORGOTTEN
+
+    def _when_copied(self, check: Check, outcome: Outcome, now_ns: int) -> Outcome | Forward:
+        """Keep a verdict back until the replica has it; it says so when it had to go without."""
+        if not isinstance(outcome, Verdict) or not outcome.allowed or not check.cost:
+            return outcome
+        replica = self.ring.replica(check.key)
+        if replica is None:
+            return outcome
+        link = self._links.get(replica)
+        if link is None or not link.is_usable(now_ns):
+            return self.replication.without_copy(outcome)
+        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
+        self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
+        return forward
+
+    def _park(self, check: Check, bucket: Bucket, now_ns: int, *, for_peer: bool) -> Forward:
+        # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to come back.
+        wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
+        forward = Forward(check, now_ns + wait_ns, for_peer=for_peer)
+        self._wait(forward, bucket)
+        return forward
+
+    def _wait(self, forward: Forward, bucket: Bucket) -> None:
+        for name in self.custody.park(bucket, forward):
+            self._pull(name, bucket)
+
+    def _pull(self, name: str, bucket: Bucket) -> None:
+        link = self._links.get(name)
+        if link is not None:
+            link.pulls.append(bucket)
+            self._wake(name)
+
+    def _resume(self, now_ns: int) -> None:
+        """Decide the parked checks that can be."""
+        if not self.custody.parked:
+            return
+        for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
+            if not forward.asks_help and self.ring.owner(forward.check.key) == self._node_id:
+                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer)
+                if isinstance(outcome, Forward):
+                    outcome.reply = forward.reply
+                    continue
+                if outcome is not None:
+                    forward.reply(outcome)
+                    continue
+            self._homeless.append(forward)
+
+    # The right to decide.
+
+    def _notice_lapse(self, now_ns: int) -> None:
+        """Whatever happened since the right ran out is not known: all must tell, before anything is decided again."""
+        if now_ns < self.fence.right_until_ns:
+            if self._lapsed_ns is not None:
+                self._fenced_ns += now_ns - self._lapsed_ns
+                self._lapsed_ns = None
+        elif self._lapsed_ns is None:
+            self._lapsed_ns = now_ns
+            self.lapses += 1
+            others = (self.ring.members.keys() | self.ring.leavers.keys()) - {self._node_id}
+            self.custody.begin(self.ring, others, missed=True)
+            for link in self._links.values():
+                link.pinged_ns = NEVER_NS
+                link.carrier.wake()
+        self.free_until_ns = 0 if self._lapsed_ns is not None or self.custody.pending else self.fence.right_until_ns
+
+    def take_homeless(self, now_ns: int) -> tuple[list[Forward], list[Forward]]:
+        """Parked checks that this node does not own any more, and those whose deadline has passed."""
+        homeless, self._homeless = self._homeless, []
+        return homeless, self.custody.take_late(now_ns)
+
+    # The fleet.
+
+    def set_ring(self, ring: Ring, now_ns: int) -> None:
+        """Go over to another ring: the router's links are those of the new one already."""
+        before, self.ring = self.ring, ring
+        for name in before.members.keys() & ring.members.keys():
+            if before.members[name].boot != ring.members[name].boot:
+                self.replication.drop(name)  # whatever that process was still to get died with it
+        self.replication.collect(before, now_ns)
+        self.fence.set_ring(ring, now_ns)
+        if before.members != ring.members:
+            is_new = self._node_id not in before.members
+            if is_new:
+                self._lapsed_ns = now_ns
+            others = (before.members.keys() | ring.members.keys() | ring.leavers.keys()) - {self._node_id}
+            self.custody.begin(ring, others, missed=is_new)
+            self.replication.begin_survey(ring)
+            for bucket, parked in list(self.custody.parked.items()):
+                if ring.owner(bucket[1]) != self._node_id:
+                    self._homeless += parked.forwards
+                    del self.custody.parked[bucket]
+                else:
+                    for name in parked.missing:
+                        self._pull(name, bucket)
+        for link in self._links.values():
+            link.pinged_ns = NEVER_NS
+            link.carrier.wake()
+        for name, pull, respond in self._pulls.take_early():
+            self._on_pull(name, pull, now_ns, respond)
+        self._notice_lapse(now_ns)
+        self._resume(now_ns)
+
+    def needs(self, link: Link) -> bool:
+        """Whether a peer that has left the ring is still to tell or to be told something."""
+        return link.peer.id in self.custody.pending
+
+    def part(self, name: str) -> None:
+        """A peer that had left the ring is not linked any more."""
+        self.replication.drop(name)
+        self.fence.forget(name)
+
+    def on_up(self, link: Link) -> None:
+        """A link carries frames: say at once what was missed meanwhile."""
+        link.pinged_ns = NEVER_NS
+        link.pulls = [bucket for bucket, parked in self.custody.parked.items() if link.peer.id in parked.missing]
+
+    def on_down(self, link: Link) -> None:
+        """A link broke."""
+        link.pings.clear()
+        self._pulls.on_down(link.peer.id)
+        self.replication.on_down(link.peer.id)
+
+    def flush(self, link: Link, now_ns: int) -> list[Request]:
+        """The keeper's frames to send on a link that is up."""
+        requests: list[Request] = []
+        if 0 < link.news_revision < self.ring.revision:
+            link.news_revision = 0
+            requests.append(self.ring.news())
+        if now_ns - link.pinged_ns >= self.fence.ping_every_ns:
+            link.pinged_ns = now_ns
+            self._next_id += 1
+            link.pings[self._next_id] = now_ns, self.custody.epoch
+            requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch))
+        requests += self._pulls.frames(link, self.ring.revision)
+        requests += self.replication.frames(link.peer.id, now_ns)
+        return requests
+
+    def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        """Answer a peer's keeper."""
+        self.fence.heard(name, now_ns)
+        match request:
+            case Ping():
+                self._on_ping(name, request, now_ns, respond)
+            case Copies(id=number, copies=copies):
+                for copy in copies:
+                    self._merge(name, copy, now_ns)
+                respond(Ack(number, self.ring.revision))
+            case Pull():
+                self._on_pull(name, request, now_ns, respond)
+            case News():
+                self._on_news(request)
+
+    def on_reply(self, link: Link, reply: Reply, now_ns: int) -> None:
+        """Take what a peer's keeper answers."""
+        match reply:
+            case Pong():
+                self._on_pong(link, reply, now_ns)
+            case Ack(id=number):
+                self.replication.on_ack(link.peer.id, number, now_ns)
+            case Pulled(id=number, copies=copies):
+                for copy in copies:
+                    self._merge(link.peer.id, copy, now_ns)
+                for bucket in self._pulls.take_answered(number):
+                    self.custody.on_pulled(link.peer.id, bucket)
+                self._resume(now_ns)
+            case News():
+                self._on_news(reply)
+
+    def _on_news(self, news: News) -> None:
+        if news.revision > self.ring.revision:
+            self._set_ring(Ring.told_by(news))
+
+    def _on_ping(self, name: str, ping: Ping, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        revision = self.ring.revision
+        if ping.revision < revision:
+            respond(self.ring.news())
+        backs, silent = self.fence.on_ping(name, now_ns)
+        is_member = name in self.ring.members
+        backs = backs and is_member and ping.revision >= revision
+        released = is_member and ping.revision <= revision and self._has_told(name, ping.epoch, now_ns)
+        respond(Pong(ping.id, revision, backs, released, silent))
+
+    def _has_told(self, name: str, epoch: int, now_ns: int) -> bool:
+        """Whether a member has all that this node knows of its keys, and all that this node knows others to know."""
+        if self.replication.is_surveying:
+            return False
+        if self._node_id not in self.ring.members:
+            return self.has_handed_over(now_ns)  # to all: some of them have never heard of this node
+        if any(other not in self.ring.members and other not in self.ring.leavers for other in self.custody.pending):
+            return False  # the member has never heard of that node, and must not be without what it still has to tell
+        self.replication.collect(self.ring, now_ns)
+        outlet = self.replication.outlet(name)
+        if outlet.epoch != epoch:
+            outlet.epoch, outlet.barrier = epoch, Barrier()
+            if outlet.due:
+                self._wake(name)
+        return outlet.is_past(outlet.barrier)
+
+    def _on_pong(self, link: Link, pong: Pong, now_ns: int) -> None:
+        ping = link.pings.pop(pong.id, None)
+        if ping is None:
+            return
+        asked_ns, epoch = ping
+        name = link.peer.id
+        self._notice_lapse(now_ns)
+        self.fence.on_pong(name, asked_ns, now_ns, backs=pong.backs, silent=pong.silent)
+        if pong.revision < self.ring.revision:
+            link.news_revision = pong.revision
+            link.carrier.wake()
+        elif pong.released and epoch == self.custody.epoch:
+            self.custody.release(name)
+        self._notice_lapse(now_ns)
+        self._resume(now_ns)
+
+    def _on_pull(self, name: str, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        if not self._pulls.answer(self.ring, name, pull, now_ns, respond):
+            respond(self.ring.news())
+
+    def _merge(self, name: str, copy: Copy, now_ns: int) -> None:
+        self._engine.merge(copy, now_ns, follows=self.ring.owner(copy.key) == name)
+
+    def tick(self, now_ns: int) -> None:
+        """What is to be done a few times within a peer timeout."""
+        self.note_stall(now_ns)
+        self._ticked_ns = now_ns
+        self.fence.reckon(now_ns)
+        self._notice_lapse(now_ns)
+        for name in [name for name in self.custody.pending if self.fence.is_gone(name, now_ns)]:
+            self.custody.release(name, is_gone=True)
+        self._notice_lapse(now_ns)
+        self._resume(now_ns)
+        if now_ns - self._replicated_ns >= self._replication_ns:
+            self._replicated_ns = now_ns
+            self.replication.collect(self.ring, now_ns)
+            for name, outlet in self.replication.outlets.items():
+                if outlet.due:
+                    self._wake(name)
+        self.replication.survey(now_ns)
+        self.replication.expire(now_ns)
+        self.custody.tick()
+        for link in self._links.values():
+            if now_ns - link.pinged_ns >= self.fence.ping_every_ns:
+                link.carrier.wake()
+
+    def note_stall(self, now_ns: int) -> bool:
+        """Whether this node did not run for a while: then it is not known yet what peers have sent meanwhile."""
+        stalled_ns = 0 if self._ticked_ns is None else now_ns - self._ticked_ns
+        if stalled_ns <= 2 * self.fence.ping_every_ns:
+            return False
+        self._ticked_ns = now_ns
+        self.fence.pause(stalled_ns, now_ns)
+        for link in self._links.values():
+            link.heard_ns += stalled_ns
+            link.usable_until_ns += stalled_ns
+        return True
+
+    def _wake(self, name: str) -> None:
+        link = self._links.get(name)
+        if link is not None and link.state is LinkState.UP:
+            link.carrier.wake()

@@ -1,0 +1,292 @@
+"""Replication: every bucket that changed is on its way to whoever else holds it, until that node says that it has it.
+
+One outlet per peer. A bucket due at a peer is read when it is sent, so a hot key costs one entry per interval, and a
+slow peer one entry per active key, never a queue of changes. The same outlet carries changes to a replica, a replica's
+own grants back to an owner that returns, and whole stretches of the ring to nodes that take them over (a survey).
+
+No clock and no sockets; what to send comes out as frames.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from limiter_node.core.model import COPIES_PER_FRAME_MAX, FORGOTTEN_SPENT, Copies, Copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from limiter_node.core.engine import Engine
+    from limiter_node.core.links import Forward
+    from limiter_node.core.model import Verdict
+    from limiter_node.core.ring import Ring
+
+FRAMES_IN_FLIGHT_MAX = 8
+FRAMES_PER_FLUSH_MAX = 2
+"""1,000 copies take some 3 ms to make and as long to take in: less than checks would notice."""
+
+SURVEY_PER_TICK = 2_000
+"""Buckets looked at per tick when the ring has changed: some 4 ms."""
+
+DUE_MAX = 5_000
+"""A survey waits while more than this is due at some peer."""
+
+Bucket = tuple[str, str]  # rule and key
+
+
+class Barrier:
+    """What was due at a peer at one moment."""
+
+    __slots__ = ("breaks", "last_id", "taken")
+
+    def __init__(self) -> None:
+        self.taken = -1  # buckets that must have left the outlet; -1: to be set anew
+        self.breaks = 0
+        self.last_id: int | None = None  # the last frame that some of them left in
+
+
+class Outlet:
+    """Copies on their way to one peer."""
+
+    __slots__ = ("barrier", "breaks", "confirmed_ns", "due", "epoch", "flight", "held", "held_in", "taken")
+
+    def __init__(self) -> None:
+        self.due: dict[Bucket, bool] = {}  # True: the peer has to forget what it knows first
+        self.flight: dict[int, list[tuple[Bucket, bool]]] = {}  # by frame id
+        self.held: dict[Bucket, list[tuple[Forward, Verdict]]] = {}  # verdicts that wait for the next frame's ack
+        self.held_in: dict[int, list[tuple[Forward, Verdict]]] = {}  # and those of frames in flight
+        self.confirmed_ns = 0  # when the peer last confirmed something, or nothing was due
+        self.taken = 0  # buckets that have left `due`
+        self.breaks = 0  # of the way: whatever was in flight then is due again
+        self.epoch = -1  # of the peer, when it last asked for all
+        self.barrier = Barrier()  # what was due then
+
+    def add(self, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
+        """Have a bucket sent."""
+        if not self.due and not self.flight:
+            self.confirmed_ns = now_ns
+        self.due[bucket] = forgets or self.due.get(bucket, False)
+
+    def is_past(self, barrier: Barrier) -> bool:
+        """Whether the peer has everything that was due when this was first asked of the barrier."""
+        if barrier.taken < 0 or barrier.breaks != self.breaks:
+            barrier.taken, barrier.breaks, barrier.last_id = self.taken + len(self.due), self.breaks, None
+        if self.taken < barrier.taken:
+            return False
+        if barrier.last_id is None:
+            barrier.last_id = max(self.flight, default=0)
+        return all(frame_id > barrier.last_id for frame_id in self.flight)
+
+    def take(self) -> list[tuple[Bucket, bool]]:
+        """The next frame's worth of what is due."""
+        batch = list(islice(self.due.items(), COPIES_PER_FRAME_MAX // 2))  # a forgotten bucket takes two places
+        for bucket, _ in batch:
+            del self.due[bucket]
+        self.taken += len(batch)
+        return batch
+
+    def on_down(self) -> list[tuple[Forward, Verdict]]:
+        """The way is broken: what was under way is due again; returns the verdicts that waited."""
+        for batch in self.flight.values():
+            for bucket, forgets in batch:
+                self.due[bucket] = forgets or self.due.get(bucket, False)
+        self.flight.clear()
+        waiting = [held for helds in (*self.held.values(), *self.held_in.values()) for held in helds]
+        self.held.clear()
+        self.held_in.clear()
+        self.breaks += 1
+        return waiting
+
+
+class Replication:
+    """All outlets of a node. `wake` asks for a peer's frames to be fetched (`frames`) soon."""
+
+    def __init__(self, node_id: str, engine: Engine, *, wake: Callable[[str], None]) -> None:
+        self.outlets: dict[str, Outlet] = {}
+        self.sent = 0  # copies
+        self.uncopied = 0  # verdicts that were to wait for a copy and went without
+        self._node_id = node_id
+        self._engine = engine
+        self._wake = wake
+        self._next_id = 0
+        self._survey: Iterator[list[Bucket]] | None = None
+        self._barriers: dict[str, Barrier] = {}  # what the survey has made due, by peer
+        self._pruning: Iterator[list[Bucket]] | None = None
+        self._rings: list[Ring] = []  # the last one whose survey has ended, and those since
+        self._new: set[str] = set()  # members that were not there, or in another life, in one of them
+        self.surveyed = 0  # buckets looked at by the present survey
+
+    @property
+    def is_surveying(self) -> bool:
+        """Whether buckets are still to be looked at for a change of the ring."""
+        return self._survey is not None
+
+    @property
+    def due(self) -> int:
+        """Copies that some peer is still to get."""
+        return sum(len(outlet.due) for outlet in self.outlets.values())
+
+    def outlet(self, name: str) -> Outlet:
+        """The outlet to a peer."""
+        found = self.outlets.get(name)
+        if found is None:
+            found = self.outlets[name] = Outlet()
+        return found
+
+    def collect(self, ring: Ring, now_ns: int) -> None:
+        """Put what has changed since the last call where it is due: at the replicas of this node's own keys.
+
+        A copy that this node holds for another may change too, when the rules do; that is no news to anybody.
+        """
+        for bucket in self._engine.take_changed():
+            owner, replica = ring.holders(bucket[1])
+            if owner == self._node_id and replica is not None:
+                self.outlet(replica).add(bucket, now_ns)
+
+    def put(self, ring: Ring, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
+        """Have the other holders of a bucket told of it at once; with `forgets`, that it is full again."""
+        for name in ring.holders(bucket[1]):
+            if name is not None and name != self._node_id:
+                self.outlet(name).add(bucket, now_ns, forgets=forgets)
+
+    def hold(self, name: str, bucket: Bucket, forward: Forward, verdict: Verdict, now_ns: int) -> None:
+        """Keep a verdict back until a peer has the bucket."""
+        outlet = self.outlet(name)
+        outlet.add(bucket, now_ns)
+        outlet.held.setdefault(bucket, []).append((forward, verdict))
+        self._wake(name)
+
+    def without_copy(self, verdict: Verdict) -> Verdict:
+        """Mark a verdict that was to wait for a copy and goes without."""
+        self.uncopied += 1
+        return replace(verdict, degraded=True)
+
+    def lag_ns(self, now_ns: int) -> int:
+        """How long the peer that is furthest behind has confirmed nothing."""
+        behind = [outlet for outlet in self.outlets.values() if outlet.due or outlet.flight]
+        return max((now_ns - outlet.confirmed_ns for outlet in behind), default=0)
+
+    def frames(self, name: str, now_ns: int) -> list[Copies]:
+        """What to send to a peer now."""
+        outlet = self.outlets.get(name)
+        frames: list[Copies] = []
+        while outlet and outlet.due and len(frames) < FRAMES_PER_FLUSH_MAX:
+            if len(outlet.flight) >= FRAMES_IN_FLIGHT_MAX:
+                break
+            batch = outlet.take()
+            copies: list[Copy] = []
+            for (rule, key), forgets in batch:
+                if forgets:
+                    copies.append(Copy(rule, key, "default", FORGOTTEN_SPENT))
+                copy = self._engine.copy(rule, key, now_ns)
+                if copy is not None:
+                    copies.append(copy)
+            self._next_id += 1
+            outlet.flight[self._next_id] = batch
+            if outlet.held:
+                helds = [held for bucket, _ in batch for held in outlet.held.pop(bucket, ())]
+                if helds:
+                    outlet.held_in[self._next_id] = helds
+            frames.append(Copies(self._next_id, copies))
+            self.sent += len(copies)
+        return frames
+
+    def on_ack(self, name: str, frame_id: int, now_ns: int) -> None:
+        """A peer has the copies of a frame."""
+        outlet = self.outlets.get(name)
+        if outlet is None or outlet.flight.pop(frame_id, None) is None:
+            return
+        outlet.confirmed_ns = now_ns
+        for forward, verdict in outlet.held_in.pop(frame_id, ()):
+            forward.reply(verdict)
+        if outlet.due and (outlet.held or len(outlet.due) >= COPIES_PER_FRAME_MAX // 2):
+            self._wake(name)
+
+    def on_down(self, name: str) -> None:
+        """The way to a peer is broken; verdicts that waited for it go without."""
+        outlet = self.outlets.get(name)
+        if outlet is not None:
+            for forward, verdict in outlet.on_down():
+                forward.reply(self.without_copy(verdict))
+
+    def expire(self, now_ns: int) -> None:
+        """Let verdicts go whose deadline has passed."""
+        for outlet in self.outlets.values():
+            for waiting in (*outlet.held.values(), *outlet.held_in.values()):
+                while waiting and waiting[0][0].deadline_ns <= now_ns:
+                    forward, verdict = waiting.pop(0)
+                    forward.reply(self.without_copy(verdict))
+
+    def drop(self, name: str) -> None:
+        """A peer is no more: nothing is due there."""
+        self.on_down(name)
+        self.outlets.pop(name, None)
+
+    # When the ring changes.
+
+    def begin_survey(self, ring: Ring) -> None:
+        """Look at every bucket, have it sent to holders that may not have it, and then forget what is not held here.
+
+        The owner and the replica both send: whichever dies meanwhile, nothing is lost.
+        """
+        if not self._rings:
+            self._rings = [ring]
+            return
+        self._rings.append(ring)
+        self._new = {
+            name
+            for name, member in ring.members.items()
+            if any(other.members.get(name) != member for other in self._rings)
+        }
+        self._survey, self._pruning = self._engine.holdings(), None
+        self._barriers.clear()
+        self.surveyed = 0
+
+    def survey(self, now_ns: int) -> None:
+        """Go on with it for a bounded piece."""
+        if self._barriers and all(self.outlet(name).is_past(barrier) for name, barrier in self._barriers.items()):
+            self._barriers.clear()
+            self._pruning = self._engine.holdings()
+        if self._pruning is not None:
+            self._prune()
+        seen = 0
+        while self._survey is not None and seen < SURVEY_PER_TICK:
+            if any(len(outlet.due) > DUE_MAX for outlet in self.outlets.values()):
+                break
+            piece = next(self._survey, None)
+            if piece is None:
+                self._survey = None
+                del self._rings[:-1]
+                self._barriers = {name: Barrier() for name in self.outlets}
+                break
+            for bucket in piece:
+                self._send_on(bucket, now_ns)
+            seen += len(piece) + 1
+        self.surveyed += seen
+
+    def _send_on(self, bucket: Bucket, now_ns: int) -> None:
+        *before, now = [ring.holders(bucket[1]) for ring in self._rings]
+        if all(self._node_id not in holders for holders in before):
+            return
+        for name in now:
+            if name is None or name == self._node_id:
+                continue
+            if name in self._new or any(name not in holders for holders in before):
+                self.outlet(name).add(bucket, now_ns)
+
+    def _prune(self) -> None:
+        """Forget, in bounded pieces, buckets that other nodes hold now and have all of."""
+        assert self._pruning is not None
+        seen = 0
+        while seen < SURVEY_PER_TICK:
+            piece = next(self._pruning, None)
+            if piece is None:
+                self._pruning = None
+                return
+            for rule, key in piece:
+                if self._node_id not in self._rings[-1].holders(key):
+                    self._engine.drop(rule, key)
+            seen += len(piece) + 1

@@ -1,0 +1,92 @@
+"""The service: what a node does for the checks that other nodes send it.
+
+It decides those of its own keys, refuses others, and helps where it was asked to: passes them on to the owner, or
+decides as the replica of an owner that is gone. How is the router's and the keeper's; this only keeps frames together.
+
+Invariant: every frame gets one answer with a result for each of its checks, in their order, before its sender gives up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, cast
+
+from limiter_node.core.links import PARKED_SHARE, Forward, LateResults
+from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limiter_node.core.engine import Engine
+    from limiter_node.core.keeper import Keeper
+    from limiter_node.core.ring import Ring
+
+PARKED_MAX = 1_000
+"""Frames from nodes with a newer ring that may wait for ours to catch up."""
+
+UNREACHABLE = Unreachable()
+
+
+class Ways(Protocol):
+    """The router, as far as the service needs it."""
+
+    node_id: str
+    ring: Ring
+    engine: Engine
+    keeper: Keeper
+
+    def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
+        """Have a check decided elsewhere; returns an outcome that is there at once."""
+
+
+class Service:
+    """Answers the asks of peers."""
+
+    def __init__(self, router: Ways, peer_timeout_ns: int) -> None:
+        self._router = router
+        self._peer_timeout_ns = peer_timeout_ns
+        self._parked: deque[tuple[int, Ask, Callable[[Reply], None]]] = deque()
+
+    def on_ask(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        """Answer a peer's checks; when its ring is newer and gives us keys that ours does not, wait for ours."""
+        router = self._router
+        if (
+            ask.revision > router.ring.revision
+            and len(self._parked) < PARKED_MAX
+            and not all(router.ring.owner(check.key) == router.node_id for check in ask.checks)
+        ):
+            self._parked.append((now_ns + self._peer_timeout_ns // 2, ask, respond))
+        else:
+            self._respond(ask, now_ns, respond)
+
+    def serve_parked(self, now_ns: int) -> None:
+        """Answer what waited for a ring that has come, or for long enough."""
+        for _ in range(len(self._parked)):
+            deadline_ns, ask, respond = self._parked.popleft()
+            if deadline_ns <= now_ns or self._router.ring.revision >= ask.revision:
+                self._respond(ask, now_ns, respond)
+            else:
+                self._parked.append((deadline_ns, ask, respond))
+
+    def _respond(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        def done(results: list[Result]) -> None:
+            respond(Answer(ask.id, self._router.ring.revision, results))
+
+        results = [self._serve(check, now_ns, helps=ask.helps) for check in ask.checks]
+        if any(isinstance(result, Forward) for result in results):
+            LateResults(results, done)
+        else:
+            done(cast("list[Result]", results))
+
+    def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
+        """Decide for a peer, or find out for it."""
+        router = self._router
+        owner = router.ring.owner(check.key)
+        if owner == router.node_id:
+            if now_ns < router.keeper.free_until_ns and check.op is Op.CHECK and not router.engine.sync_rules:
+                return router.engine.check(check, now_ns)
+            return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
+        if not helps or owner is None:
+            return NotOwner(owner or router.node_id)
+        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
+        return router.forward(owner, forward, now_ns) or forward

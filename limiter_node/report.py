@@ -1,0 +1,172 @@
+"""What a node tells of itself: the status document and the metrics of the admin API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from limiter_node import __version__, clock
+from limiter_node.core.links import LinkState
+
+if TYPE_CHECKING:
+    from limiter_node.control.etcd import EtcdSession
+    from limiter_node.control.rulebook import RuleBook
+    from limiter_node.core.engine import Engine
+    from limiter_node.core.links import Link
+    from limiter_node.core.ring import Ring
+    from limiter_node.core.router import Router
+    from limiter_node.edge.http_server import HttpServer
+    from limiter_node.edge.metrics import Counters, Reading
+    from limiter_node.settings import Address, Settings
+
+
+class Parts(Protocol):
+    """A node, as far as it is told of."""
+
+    settings: Settings
+    addresses: dict[str, Address]
+    counters: Counters
+    engine: Engine
+    router: Router
+    book: RuleBook
+    http: HttpServer
+    etcd: EtcdSession | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a load balancer should send checks here."""
+
+    @property
+    def config_revision(self) -> int:
+        """The revision of the rules last applied."""
+
+
+def gauges(node: Parts) -> dict[str, Reading]:
+    """{metric name: (help text, how to read it)} of what goes up and down."""
+    keeper = node.router.keeper
+    return {
+        "limiter_ready": ("1 while a load balancer should send checks here.", lambda: node.is_ready),
+        "limiter_keys": ("Buckets in memory, copies for other nodes included.", lambda: node.engine.buckets),
+        "limiter_rules": ("Rules in force.", lambda: len(node.engine.rules)),
+        "limiter_config_problems": ("Keys whose present value is bad.", lambda: len(node.book.problems)),
+        "limiter_config_revision": ("Revision of the rules last applied.", lambda: node.config_revision),
+        "limiter_ring_members": ("Nodes in the ring.", lambda: len(node.router.ring.members)),
+        "limiter_ring_revision": ("etcd revision of the ring.", lambda: node.router.ring.revision),
+        "limiter_peers_up": (
+            "Peers that checks can be sent to.",
+            lambda: sum(circuit(link) == "up" for link in node.router.links.values()),
+        ),
+        "limiter_peers_gone": ("Members whose keys their replicas decide.", lambda: len(_gone(node))),
+        "limiter_fenced": ("1 while this node may not decide its own keys.", lambda: keeper.is_fenced),
+        "limiter_handover_pending_peers": (
+            "Nodes that have not told all that they know of this node's keys.",
+            lambda: len(keeper.custody.pending),
+        ),
+        "limiter_replication_due_copies": ("Copies that peers are still to get.", lambda: keeper.replication.due),
+        "limiter_replication_lag_seconds": (
+            "How long the peer that is furthest behind has confirmed no copy.",
+            lambda: keeper.replication.lag_ns(clock.now_ns()) / 1e9,
+        ),
+        "limiter_etcd_connected": ("1 while etcd is watched.", lambda: node.etcd is not None and node.etcd.connected),
+        "limiter_http_connections": ("Open check connections.", lambda: len(node.http.connections)),
+    }
+
+
+def totals(node: Parts) -> dict[str, Reading]:
+    """{metric name: (help text, how to read it)} of what only grows."""
+    router, keeper = node.router, node.router.keeper
+    return {
+        "limiter_forwarded_checks": ("Checks passed on to their owner.", lambda: router.forwarded),
+        "limiter_rerouted_checks": (
+            "Forwarded checks that the first node asked did not own.",
+            lambda: router.rerouted,
+        ),
+        "limiter_helped_checks": (
+            "Checks sent to the replica, or to a third node, since the owner could not be reached.",
+            lambda: router.helped,
+        ),
+        "limiter_stood_in_checks": ("Checks decided as the replica of a node that is gone.", lambda: keeper.acted),
+        "limiter_unanswered_checks": (
+            "Checks decided by on_unreachable: neither the owner nor the replica could be reached.",
+            lambda: router.unanswered,
+        ),
+        "limiter_uncopied_verdicts": (
+            "Verdicts of durability sync that went without the replica.",
+            lambda: keeper.replication.uncopied,
+        ),
+        "limiter_replicated_copies": ("Copies sent to other nodes.", lambda: keeper.replication.sent),
+        "limiter_pulled_keys": ("Keys asked for before they were handed over.", lambda: keeper.custody.pulled),
+        "limiter_fence_lapses": ("Times that this node lost its right to decide.", lambda: keeper.lapses),
+        "limiter_fenced_seconds": (
+            "Time without the right to decide.",
+            lambda: keeper.fenced_ns_until(clock.now_ns()) / 1e9,
+        ),
+        "limiter_unknown_rule_checks": ("Checks whose rule does not exist.", lambda: node.counters.unknown_rule),
+        "limiter_evicted_keys": (
+            "Buckets forgotten before they were full, for want of room.",
+            lambda: node.engine.evicted,
+        ),
+        "limiter_config_rejections": ("Bad values seen.", lambda: node.book.rejected),
+        "limiter_etcd_reconnects": ("Connections to etcd given up.", lambda: node.etcd.reconnects if node.etcd else 0),
+        "limiter_etcd_lease_losses": ("Leases that ran out.", lambda: node.etcd.lease_losses if node.etcd else 0),
+    }
+
+
+def describe(node: Parts) -> dict[str, Any]:
+    """The document of `GET /v1/status`."""
+    ring, etcd, keeper = node.router.ring, node.etcd, node.router.keeper
+    return {
+        "node": node.settings.node_id,
+        "version": __version__,
+        "addresses": {name: str(address) for name, address in node.addresses.items()},
+        "standalone": node.settings.is_standalone,
+        "ready": node.is_ready,
+        "etcd": {
+            "connected": etcd is not None and etcd.connected,
+            "revision": 0 if etcd is None else etcd.revision,
+        },
+        "leader": None,
+        "ring": {"revision": ring.revision, "members": _members(node, ring)},
+        "links": {name: circuit(link) for name, link in node.router.links.items()},
+        "gone": _gone(node),
+        "fenced": keeper.is_fenced,
+        "handover": {
+            "waiting_for": sorted(keeper.custody.pending),
+            "surveying": keeper.replication.is_surveying,
+            "due": {name: len(outlet.due) for name, outlet in keeper.replication.outlets.items()},
+        },
+        "replication_lag_ms": round(keeper.replication.lag_ns(clock.now_ns()) / 1e6, 1),
+        "config": {
+            "revision": node.config_revision,
+            "rules": len(node.engine.rules),
+            "problems": [{"key": key, "error": error} for key, error in sorted(node.book.problems.items())],
+        },
+        "backends": {
+            name: {"multiplier": multiplier.ppm / 1e6, "state": multiplier.state, "signal_age": None}
+            for name, multiplier in node.engine.multipliers.items()
+        },
+        "keys": node.engine.buckets,
+    }
+
+
+def circuit(link: Link) -> str:
+    """up, connecting, down, or silent: connected, but nothing is heard, so checks go another way."""
+    if link.state is LinkState.UP and clock.now_ns() >= link.usable_until_ns:
+        return "silent"
+    return link.state.value
+
+
+def _members(node: Parts, ring: Ring) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": member.id,
+            "peer": member.peer or str(node.addresses["peer"]),
+            "zone": member.zone,
+            "share": round(ring.share(member.id), 4),
+        }
+        for member in ring.members.values()
+    ]
+
+
+def _gone(node: Parts) -> list[str]:
+    fence, now_ns = node.router.keeper.fence, clock.now_ns()
+    return [name for name in node.router.ring.members if name != node.settings.node_id and fence.is_gone(name, now_ns)]
