@@ -87,6 +87,7 @@ class Node:
         self._has_joined = False  # and has taken over its keys
         self.addresses: dict[str, Address] = {}
         self.counters = Counters()
+        self.stalls = report.Stalls()
         self.engine = Engine(buckets_max=settings.max_keys)
         self.router = Router(
             settings.node_id,
@@ -95,7 +96,7 @@ class Node:
             peer_timeout_ns=settings.peer_timeout_ms * 1_000_000,
             replication_ns=settings.replication_interval_ms * 1_000_000,
             open_link=self._open_link,
-            on_ring=self._set_ring,
+            on_ring=self._hear_ring,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
@@ -206,6 +207,11 @@ class Node:
             members=len(self.router.ring.members),
         )
 
+    def _hear_ring(self, ring: Ring) -> None:
+        """Go over to a ring that a peer has told, unless this node still waits for its first one."""
+        if self.membership.has_ring:
+            self._set_ring(ring)
+
     def _set_ring(self, ring: Ring) -> None:
         before = self.router.ring.members.keys()
         self.router.set_ring(ring, clock.now_ns())
@@ -222,9 +228,12 @@ class Node:
         return carrier
 
     async def _tick(self) -> None:
+        pause_s = min(TICK_S, self.settings.replication_interval_ms / 1000)
         while True:
-            await asyncio.sleep(min(TICK_S, self.settings.replication_interval_ms / 1000))
+            slept_ns = clock.now_ns()
+            await asyncio.sleep(pause_s)
             now_ns = clock.now_ns()
+            self.stalls.note(now_ns - slept_ns - round(pause_s * 1e9), now_ns)
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)

@@ -19,12 +19,37 @@ if TYPE_CHECKING:
     from limiter_node.settings import Address, Settings
 
 
+STALLS_KEPT_NS = 30_000_000_000
+"""Two scrapes of a usual Prometheus."""
+
+
+class Stalls:
+    """How long the event loop was late at worst, lately."""
+
+    def __init__(self) -> None:
+        self._began_ns = 0
+        self._now_ns = 0  # the longest since then
+        self._before_ns = 0  # the longest in the stretch before
+
+    def note(self, late_ns: int, now_ns: int) -> None:
+        """Take how late a timer came."""
+        if now_ns - self._began_ns > STALLS_KEPT_NS:
+            self._began_ns, self._before_ns, self._now_ns = now_ns, self._now_ns, 0
+        self._now_ns = max(self._now_ns, late_ns)
+
+    @property
+    def longest_ns(self) -> int:
+        """The longest of the last 30 to 60 s."""
+        return max(self._now_ns, self._before_ns)
+
+
 class Parts(Protocol):
     """A node, as far as it is told of."""
 
     settings: Settings
     addresses: dict[str, Address]
     counters: Counters
+    stalls: Stalls
     engine: Engine
     router: Router
     book: RuleBook
@@ -67,6 +92,10 @@ def gauges(node: Parts) -> dict[str, Reading]:
             lambda: keeper.replication.lag_ns(clock.now_ns()) / 1e9,
         ),
         "limiter_etcd_connected": ("1 while etcd is watched.", lambda: node.etcd is not None and node.etcd.connected),
+        "limiter_loop_stall_max_seconds": (
+            "How late the event loop was at worst in the last 30 to 60 s.",
+            lambda: node.stalls.longest_ns / 1e9,
+        ),
         "limiter_http_connections": ("Open check connections.", lambda: len(node.http.connections)),
     }
 
@@ -132,7 +161,7 @@ def describe(node: Parts) -> dict[str, Any]:
         "handover": {
             "waiting_for": sorted(keeper.custody.pending),
             "surveying": keeper.replication.is_surveying,
-            "due": {name: len(outlet.due) for name, outlet in keeper.replication.outlets.items()},
+            "due": {name: len(outlet.due) + len(outlet.bulk) for name, outlet in keeper.replication.outlets.items()},
         },
         "replication_lag_ms": round(keeper.replication.lag_ns(clock.now_ns()) / 1e6, 1),
         "config": {

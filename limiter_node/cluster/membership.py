@@ -6,8 +6,9 @@ lease drops every lease when it wakes, and all nodes are back within millisecond
 a grace; until then the ring stays as it is, whoever else comes or goes. A dead node costs nothing by that: its peers
 notice long before.
 
-For the same reason a node that finds nobody else registered does not found a fleet at once: an etcd that wakes with
-all leases gone shows a node that starts just then an empty fleet, whose members are about to be back.
+For the same reason a node that finds nobody else registered when it starts does not found a fleet at once, even if
+others come: an etcd that wakes with all leases gone shows whoever starts just then an empty fleet, whose members are
+about to be back. Nodes that start meanwhile wait for this one's keys.
 
 This module knows neither etcd nor sockets, and time is handed in. Invariants: a ring holds exactly the members that
 etcd had at its revision, so that two rings of one revision are the same; no ring is empty; the ring's revision never
@@ -33,7 +34,7 @@ LAPSE_GRACE_NS = 1_000_000_000
 """Longer than a node takes to register again (one round trip to etcd), short against every lease."""
 
 FOUNDING_GRACE_NS = 2_000_000_000
-"""How long a node that starts stays alone before it decides: twice the longest pause between dials to etcd."""
+"""How long a node that starts as the first waits for others: twice the longest pause between dials to etcd."""
 
 WEIGHT_MAX = 100
 _PORT = re.compile("[0-9]{1,5}")
@@ -80,8 +81,8 @@ class Membership:
     def __init__(self, node_id: str, publish: Callable[[Ring], None]) -> None:
         self._node_id = node_id
         self._publish = publish
-        self._founding_ns: int | None = None  # since when this node, which starts, is alone
-        self._has_ring = False
+        self._founding_ns: int | None = None  # when the first ring might have been published
+        self.has_ring = False
         self._members: dict[str, Member] = {}
         self._leavers: dict[str, Member] = {}
         # Members whose key has vanished: when (monotonic ns), and at which revision.
@@ -116,13 +117,11 @@ class Membership:
                 self._revision = max(self._revision, revision)
                 self._is_stale = True
         if self._is_stale and self._members and not self._lapsed and not self._is_founding(now_ns):
-            self._is_stale, self._has_ring = False, True
+            self._is_stale, self.has_ring = False, True
             self._publish(Ring(self._revision, dict(self._members), dict(self._leavers)))
 
     def _is_founding(self, now_ns: int) -> bool:
-        """Whether this node starts, is alone, and may not be for long."""
-        if self._has_ring or list(self._members) != [self._node_id]:
-            return False
+        """Whether this node has found nobody else when it started, and that is not long ago."""
         if self._founding_ns is None:
-            self._founding_ns = now_ns
+            self._founding_ns = now_ns if list(self._members) == [self._node_id] else now_ns - FOUNDING_GRACE_NS
         return now_ns - self._founding_ns < FOUNDING_GRACE_NS

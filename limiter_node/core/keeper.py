@@ -99,7 +99,7 @@ class Keeper:
         if self.replication.is_surveying:
             return False
         return not any(
-            outlet.due or outlet.flight
+            outlet.is_busy
             for name, outlet in self.replication.outlets.items()
             if name in self.ring.members and not self.fence.is_gone(name, now_ns)
         )
@@ -350,7 +350,7 @@ class Keeper:
         outlet = self.replication.outlet(name)
         if outlet.epoch != epoch:
             outlet.epoch, outlet.barrier = epoch, Barrier()
-            if outlet.due:
+            if outlet.is_busy:
                 self._wake(name)
         return outlet.is_past(outlet.barrier)
 
@@ -387,12 +387,13 @@ class Keeper:
             self.custody.release(name, is_gone=True)
         self._notice_lapse(now_ns)
         self._resume(now_ns)
-        if now_ns - self._replicated_ns >= self._replication_ns:
+        is_due = now_ns - self._replicated_ns >= self._replication_ns
+        if is_due:
             self._replicated_ns = now_ns
             self.replication.collect(self.ring, now_ns)
-            for name, outlet in self.replication.outlets.items():
-                if outlet.due:
-                    self._wake(name)
+        for name, outlet in self.replication.outlets.items():
+            if outlet.bulk or (is_due and outlet.due):
+                self._wake(name)
         self.replication.survey(now_ns)
         self.replication.expire(now_ns)
         self.custody.tick()

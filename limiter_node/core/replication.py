@@ -2,7 +2,8 @@
 
 One outlet per peer. A bucket due at a peer is read when it is sent, so a hot key costs one entry per interval, and a
 slow peer one entry per active key, never a queue of changes. The same outlet carries changes to a replica, a replica's
-own grants back to an owner that returns, and whole stretches of the ring to nodes that take them over (a survey).
+own grants back to an owner that returns, and, behind these and at a measured pace, whole stretches of the ring to nodes
+that take them over (a survey).
 
 No clock and no sockets; what to send comes out as frames.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.model import COPIES_PER_FRAME_MAX, FORGOTTEN_SPENT, Copies, Copy
+from limiter_node.core.model import FORGOTTEN_SPENT, Copies, Copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,15 +25,20 @@ if TYPE_CHECKING:
     from limiter_node.core.model import Verdict
     from limiter_node.core.ring import Ring
 
-FRAMES_IN_FLIGHT_MAX = 8
-FRAMES_PER_FLUSH_MAX = 2
-"""1,000 copies take some 3 ms to make and as long to take in: less than checks would notice."""
+COPIES_PER_FRAME = 100
+FRAMES_IN_FLIGHT_MAX = 2
+"""200 copies take some 1 ms to take in. A node that joins gets them from all others at once, and checks wait behind them:
+with 8 frames of 250 copies from each of three, the slowest of 100 checks took 200 ms."""
 
-SURVEY_PER_TICK = 2_000
-"""Buckets looked at per tick when the ring has changed: some 4 ms."""
+BULK_EVERY_NS = 10_000_000
+"""What is handed over goes in one burst of frames in so long: 20,000 copies a second and peer, a tenth of a core each. A
+node that leaves has nothing else to do, and sends as fast as its peers confirm."""
 
-DUE_MAX = 5_000
-"""A survey waits while more than this is due at some peer."""
+SURVEY_PER_TICK = 1_000
+"""Buckets looked at per tick when the ring has changed: some 2 ms in 10."""
+
+BULK_MAX = 1_000
+"""A survey waits while more than this is to be handed over to some peer."""
 
 Bucket = tuple[str, str]  # rule and key
 
@@ -40,10 +46,11 @@ Bucket = tuple[str, str]  # rule and key
 class Barrier:
     """What was due at a peer at one moment."""
 
-    __slots__ = ("breaks", "last_id", "taken")
+    __slots__ = ("breaks", "bulk_taken", "last_id", "taken")
 
     def __init__(self) -> None:
-        self.taken = -1  # buckets that must have left the outlet; -1: to be set anew
+        self.taken = -1  # buckets that must have left `Outlet.due`; -1: to be set anew
+        self.bulk_taken = 0  # and `Outlet.bulk`
         self.breaks = 0
         self.last_id: int | None = None  # the last frame that some of them left in
 
@@ -51,41 +58,78 @@ class Barrier:
 class Outlet:
     """Copies on their way to one peer."""
 
-    __slots__ = ("barrier", "breaks", "confirmed_ns", "due", "epoch", "flight", "held", "held_in", "taken")
+    __slots__ = (
+        "barrier",
+        "breaks",
+        "bulk",
+        "bulk_ns",
+        "bulk_taken",
+        "confirmed_ns",
+        "due",
+        "epoch",
+        "flight",
+        "held",
+        "held_in",
+        "taken",
+    )
 
     def __init__(self) -> None:
         self.due: dict[Bucket, bool] = {}  # True: the peer has to forget what it knows first
+        self.bulk: dict[Bucket, bool] = {}  # handed over: unchanged for long
+        self.bulk_ns = 0  # when some of them were last sent
         self.flight: dict[int, list[tuple[Bucket, bool]]] = {}  # by frame id
         self.held: dict[Bucket, list[tuple[Forward, Verdict]]] = {}  # verdicts that wait for the next frame's ack
         self.held_in: dict[int, list[tuple[Forward, Verdict]]] = {}  # and those of frames in flight
         self.confirmed_ns = 0  # when the peer last confirmed something, or nothing was due
         self.taken = 0  # buckets that have left `due`
+        self.bulk_taken = 0  # and `bulk`
         self.breaks = 0  # of the way: whatever was in flight then is due again
         self.epoch = -1  # of the peer, when it last asked for all
         self.barrier = Barrier()  # what was due then
 
     def add(self, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
         """Have a bucket sent."""
-        if not self.due and not self.flight:
+        if not self.is_busy:
             self.confirmed_ns = now_ns
         self.due[bucket] = forgets or self.due.get(bucket, False)
+
+    def add_bulk(self, bucket: Bucket, now_ns: int) -> None:
+        """Have a bucket sent when there is nothing more urgent."""
+        if not self.is_busy:
+            self.confirmed_ns = now_ns
+        if bucket not in self.due:
+            self.bulk[bucket] = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the peer is still to get or to confirm something."""
+        return bool(self.due or self.bulk or self.flight)
 
     def is_past(self, barrier: Barrier) -> bool:
         """Whether the peer has everything that was due when this was first asked of the barrier."""
         if barrier.taken < 0 or barrier.breaks != self.breaks:
-            barrier.taken, barrier.breaks, barrier.last_id = self.taken + len(self.due), self.breaks, None
-        if self.taken < barrier.taken:
+            barrier.taken, barrier.bulk_taken = self.taken + len(self.due), self.bulk_taken + len(self.bulk)
+            barrier.breaks, barrier.last_id = self.breaks, None
+        if self.taken < barrier.taken or self.bulk_taken < barrier.bulk_taken:
             return False
         if barrier.last_id is None:
             barrier.last_id = max(self.flight, default=0)
         return all(frame_id > barrier.last_id for frame_id in self.flight)
 
-    def take(self) -> list[tuple[Bucket, bool]]:
-        """The next frame's worth of what is due."""
-        batch = list(islice(self.due.items(), COPIES_PER_FRAME_MAX // 2))  # a forgotten bucket takes two places
-        for bucket, _ in batch:
-            del self.due[bucket]
-        self.taken += len(batch)
+    def take(self, now_ns: int, *, hurries: bool) -> list[tuple[Bucket, bool]]:
+        """The next frame's worth: of what has changed, else of what is handed over, if it is time for that."""
+        if len(self.flight) >= FRAMES_IN_FLIGHT_MAX:
+            return []
+        if self.due:
+            batch = _pop_some(self.due)
+            self.taken += len(batch)
+            return batch
+        if not hurries and now_ns - self.bulk_ns < BULK_EVERY_NS:
+            return []
+        batch = _pop_some(self.bulk)
+        self.bulk_taken += len(batch)
+        if len(self.flight) == FRAMES_IN_FLIGHT_MAX - 1:
+            self.bulk_ns = now_ns
         return batch
 
     def on_down(self) -> list[tuple[Forward, Verdict]]:
@@ -99,6 +143,13 @@ class Outlet:
         self.held_in.clear()
         self.breaks += 1
         return waiting
+
+
+def _pop_some(buckets: dict[Bucket, bool]) -> list[tuple[Bucket, bool]]:
+    batch = list(islice(buckets.items(), COPIES_PER_FRAME))
+    for bucket, _ in batch:
+        del buckets[bucket]
+    return batch
 
 
 class Replication:
@@ -120,6 +171,11 @@ class Replication:
         self.surveyed = 0  # buckets looked at by the present survey
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether this node is in no ring any more."""
+        return bool(self._rings) and self._node_id not in self._rings[-1].members
+
+    @property
     def is_surveying(self) -> bool:
         """Whether buckets are still to be looked at for a change of the ring."""
         return self._survey is not None
@@ -127,7 +183,7 @@ class Replication:
     @property
     def due(self) -> int:
         """Copies that some peer is still to get."""
-        return sum(len(outlet.due) for outlet in self.outlets.values())
+        return sum(len(outlet.due) + len(outlet.bulk) for outlet in self.outlets.values())
 
     def outlet(self, name: str) -> Outlet:
         """The outlet to a peer."""
@@ -166,17 +222,14 @@ class Replication:
 
     def lag_ns(self, now_ns: int) -> int:
         """How long the peer that is furthest behind has confirmed nothing."""
-        behind = [outlet for outlet in self.outlets.values() if outlet.due or outlet.flight]
+        behind = [outlet for outlet in self.outlets.values() if outlet.is_busy]
         return max((now_ns - outlet.confirmed_ns for outlet in behind), default=0)
 
     def frames(self, name: str, now_ns: int) -> list[Copies]:
         """What to send to a peer now."""
         outlet = self.outlets.get(name)
         frames: list[Copies] = []
-        while outlet and outlet.due and len(frames) < FRAMES_PER_FLUSH_MAX:
-            if len(outlet.flight) >= FRAMES_IN_FLIGHT_MAX:
-                break
-            batch = outlet.take()
+        while outlet and (batch := outlet.take(now_ns, hurries=self.is_leaving)):
             copies: list[Copy] = []
             for (rule, key), forgets in batch:
                 if forgets:
@@ -202,7 +255,7 @@ class Replication:
         outlet.confirmed_ns = now_ns
         for forward, verdict in outlet.held_in.pop(frame_id, ()):
             forward.reply(verdict)
-        if outlet.due and (outlet.held or len(outlet.due) >= COPIES_PER_FRAME_MAX // 2):
+        if outlet.held or len(outlet.due) >= COPIES_PER_FRAME or (outlet.bulk and self.is_leaving):
             self._wake(name)
 
     def on_down(self, name: str) -> None:
@@ -254,7 +307,7 @@ class Replication:
             self._prune()
         seen = 0
         while self._survey is not None and seen < SURVEY_PER_TICK:
-            if any(len(outlet.due) > DUE_MAX for outlet in self.outlets.values()):
+            if any(len(outlet.bulk) > BULK_MAX for outlet in self.outlets.values()):
                 break
             piece = next(self._survey, None)
             if piece is None:
@@ -275,7 +328,7 @@ class Replication:
             if name is None or name == self._node_id:
                 continue
             if name in self._new or any(name not in holders for holders in before):
-                self.outlet(name).add(bucket, now_ns)
+                self.outlet(name).add_bulk(bucket, now_ns)
 
     def _prune(self) -> None:
         """Forget, in bounded pieces, buckets that other nodes hold now and have all of."""

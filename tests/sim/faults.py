@@ -136,9 +136,11 @@ def random_faults(rng: random.Random, nodes: Sequence[str], until_ms: int) -> tu
     return tuple(_random_fault(rng, nodes, until_ms) for _ in range(rng.randint(1, 6)))
 
 
-def random_moves(rng: random.Random, nodes: Sequence[str], until_ms: int) -> tuple[AnyFault, ...]:
-    """What becomes of members: each node but the first may die, freeze, leave, and comes back before the end."""
-    faults: list[AnyFault] = []
+def random_moves(
+    rng: random.Random, nodes: Sequence[str], joiners: Sequence[str], until_ms: int
+) -> tuple[AnyFault, ...]:
+    """What becomes of members: each but the first may die, freeze or leave, and come back before the end; some join."""
+    faults: list[AnyFault] = [Start(at_ms=rng.randrange(until_ms), nodes=(node,)) for node in joiners]
     for node in nodes[1:]:
         at_ms = rng.randrange(until_ms // 2)
         back_ms = at_ms + rng.randint(1, until_ms // 2)
@@ -156,6 +158,9 @@ def random_moves(rng: random.Random, nodes: Sequence[str], until_ms: int) -> tup
                 faults.append(Freeze(at_ms=at_ms, until_ms=back_ms, nodes=nodes_hit))
             case _:
                 pass
+    if rng.random() < 0.2:
+        victim = (rng.choice(nodes),)
+        faults.append(Jump(at_ms=rng.randrange(until_ms), nodes=victim, by_ms=rng.choice((5, 70, 3_000))))
     if rng.random() < 0.3:
         at_ms = rng.randrange(until_ms // 2)
         end_ms = at_ms + rng.randrange(until_ms // 2)

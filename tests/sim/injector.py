@@ -75,13 +75,14 @@ class Injector:
                 self._at_end(fault, node.thaw)
             case Jump():
                 node.clock.jump(self._world.now_ns, fault.by_ms * NS_PER_MS)
+                self._world.jumped_ns += fault.by_ms * NS_PER_MS
             case Kill():
                 node.kill(is_silent=fault.is_silent)
             case Start():
                 node.start(moves=fault.moves)
             case Leave():
                 node.run(node.leave)
-            case WatchLag():
+            case WatchLag() if node.lives:
                 node.session.watch_lag_ns = fault.lag_ms * NS_PER_MS
                 self._at_end(fault, lambda: setattr(node.session, "watch_lag_ns", 0))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.model import Check, Verdict
+    from limiter_node.core.ring import Ring
     from tests.sim.node import SimNode
 
 
@@ -33,6 +34,7 @@ class Account:
         "holder",
         "is_moved",
         "is_void",
+        "jumped_ns",
         "key",
         "lapses",
         "life",
@@ -60,6 +62,7 @@ class Account:
         self.life = holder.lives
         self.lapses = holder.router.keeper.lapses
         self.true_ns = holder.world.now_ns
+        self.jumped_ns = holder.world.jumped_ns
 
     def advance(self, now: Numbers) -> None:
         """Bring the account to the present at the numbers in force since it was last touched."""
@@ -83,7 +86,9 @@ class Account:
             self.is_void, self.meter.level = False, 0
         self.is_moved = True
         elapsed_ns = node.world.now_ns - self.true_ns
-        elapsed_ns += elapsed_ns // DRIFT_SHARE  # the new holder may have kept its copy on a faster clock
+        # The new holder may have kept its copy on a faster clock, or on one that has jumped.
+        elapsed_ns += elapsed_ns // DRIFT_SHARE + node.world.jumped_ns - self.jumped_ns
+        self.jumped_ns = node.world.jumped_ns
         self.meter.local_ns = node.now_ns - elapsed_ns
         self.holder, self.life = node, node.lives
         # The copy was kept on whichever node decides now, by what that one had been told.
@@ -115,6 +120,7 @@ class Ledger:
         self._is_reachable = is_reachable
         self._delivers_within_ns = delivers_within_ns
         self.bad_values: set[bytes] = set()
+        self._nodes: dict[str, SimNode] = {}
         self._documents: dict[str, Documents] = {}  # by node
         self._accounts: dict[tuple[str, str], Account] = {}  # by rule and key
         self._forgotten: dict[tuple[str, str], SimNode] = {}  # by whom; a copy may be there that does not know of it
@@ -124,6 +130,7 @@ class Ledger:
 
     def born(self, node: SimNode) -> None:
         """A node that begins a life knows no rules and has no buckets."""
+        self._nodes[node.name] = node
         self._documents[node.name] = Documents()
         self._shares = {mark: share for mark, share in self._shares.items() if mark[0] != node.name}
 
@@ -136,7 +143,7 @@ class Ledger:
                 elif self._delivers_within_ns is not None:
                     since_ns = node.world.now_ns - self._delivers_within_ns
                     account.untold = [grant for grant in account.untold if grant[0] >= since_ns]
-            holders = account.holder.router.ring.holders(account.key)
+            holders = self._ring(account).holders(account.key)
             if node.name in holders and not account.is_held_by(node):
                 # The copy is lost, and all of it unknown again.
                 account.untold = [(node.world.now_ns, -(-account.meter.level // UNIT))]
@@ -151,6 +158,14 @@ class Ledger:
             and self._has_holder(account, account.holder)
         )
 
+    def _ring(self, account: Account) -> Ring:
+        """The holder's ring, or the newest there is when that life is over."""
+        holder = account.holder
+        if holder.is_alive and account.is_held_by(holder):
+            return holder.router.ring
+        rings = [node.router.ring for node in self._nodes.values() if node.is_alive]
+        return max(rings, key=lambda ring: ring.revision, default=holder.router.ring)
+
     def _is_being_forgotten(self, rule: str, key: str) -> bool:
         """Whether another holder of the bucket is still to be told of a deletion."""
         node = self._forgotten.get((rule, key))
@@ -158,7 +173,7 @@ class Ledger:
 
     def _has_holder(self, account: Account, node: SimNode) -> bool:
         """Whether another node than this one has the bucket, and can be reached."""
-        ring = account.holder.router.ring
+        ring = self._ring(account)
         holders = {name for name in ring.holders(account.key) if name} - {node.name}
         return any(self._is_reachable(name, ring.members[name].boot) for name in holders)
 
@@ -293,6 +308,7 @@ def _on_their_way(node: SimNode) -> Iterator[tuple[tuple[str, str], bool]]:
     """The buckets that some peer is still to be told of, and whether as deleted."""
     for outlet in node.router.keeper.replication.outlets.values():
         yield from outlet.due.items()
+        yield from outlet.bulk.items()
         for batch in outlet.flight.values():
             yield from batch
 

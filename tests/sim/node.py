@@ -211,7 +211,7 @@ class SimNode:
             peer_timeout_ns=PEER_TIMEOUT_NS,
             replication_ns=REPLICATION_NS,
             open_link=self._open_link,
-            on_ring=self._set_ring,
+            on_ring=self._hear_ring,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
@@ -305,6 +305,10 @@ class SimNode:
 
     def _open_link(self, link: Link) -> Carrier:
         return SimLink(self, link)
+
+    def _hear_ring(self, ring: Ring) -> None:
+        if self.membership.has_ring:
+            self._set_ring(ring)
 
     def _set_ring(self, ring: Ring) -> None:
         self.router.set_ring(ring, self.now_ns)

@@ -172,9 +172,16 @@ def generate_moving(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scena
     """The same with members that come and go."""
     rng = random.Random(f"moves {seed}")
     steady = generate(seed, nodes_low, nodes_high)
-    moves = random_moves(rng, [node.id for node in steady.nodes], MOVES_UNTIL_MS)
+    nodes = tuple(replace(node, is_founder=index < 2 or rng.random() < 0.7) for index, node in enumerate(steady.nodes))
+    moves = random_moves(
+        rng,
+        [node.id for node in nodes if node.is_founder],
+        [node.id for node in nodes if not node.is_founder],
+        MOVES_UNTIL_MS,
+    )
     return replace(
         steady,
+        nodes=nodes,
         name=f"moving seed {seed}",
         about="random rules, load, trouble with messages, and members that come and go",
         load=replace(steady.load, checks_per_s=60.0),

@@ -47,6 +47,7 @@ class World:
         self.seed = seed
         self.now_ns = 0
         self.steps = 0
+        self.jumped_ns = 0  # what clocks have gained at once, all together
         self.after_step: Callable[[], None] = lambda: None
         self._heap: list[tuple[int, str, int, Event]] = []
         self._made = 0

@@ -71,11 +71,22 @@ def test_a_node_that_starts_alone_waits_for_others_before_it_founds_a_fleet() ->
     assert watcher.settle(1) == ["me"]
 
 
-def test_a_node_that_starts_joins_others_at_once() -> None:
+def test_a_node_that_starts_as_the_first_waits_even_if_others_come() -> None:
     watcher = Watcher()
     watcher.register("me", 5)
     assert watcher.settle() is None
     watcher.register("other", 6)
+    assert watcher.settle(FOUNDING_GRACE_NS - 1) is None
+    assert not watcher.membership.has_ring
+    assert watcher.settle(1) == ["me", "other"]
+    assert watcher.membership.has_ring
+
+
+def test_a_node_that_starts_joins_others_at_once() -> None:
+    watcher = Watcher()
+    watcher.register("other", 6)
+    assert watcher.settle() == ["other"]
+    watcher.register("me", 7)
     assert watcher.settle() == ["me", "other"]
 
 
