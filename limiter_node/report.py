@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from limiter_node import __version__, clock
 from limiter_node.core.links import LinkState
+from limiter_node.edge.metrics import Reading
 
 if TYPE_CHECKING:
     from limiter_node.control.etcd import EtcdSession
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from limiter_node.core.ring import Ring
     from limiter_node.core.router import Router
     from limiter_node.edge.http_server import HttpServer
-    from limiter_node.edge.metrics import Counters, Reading
+    from limiter_node.edge.metrics import Counters
     from limiter_node.settings import Address, Settings
 
 
@@ -69,34 +70,39 @@ def gauges(node: Parts) -> dict[str, Reading]:
     """{metric name: (help text, how to read it)} of what goes up and down."""
     keeper = node.router.keeper
     return {
-        "limiter_ready": ("1 while a load balancer should send checks here.", lambda: node.is_ready),
-        "limiter_keys": ("Buckets in memory, copies for other nodes included.", lambda: node.engine.buckets),
-        "limiter_rules": ("Rules in force.", lambda: len(node.engine.rules)),
-        "limiter_config_problems": ("Keys whose present value is bad.", lambda: len(node.book.problems)),
-        "limiter_config_revision": ("Revision of the rules last applied.", lambda: node.config_revision),
-        "limiter_ring_members": ("Nodes in the ring.", lambda: len(node.router.ring.members)),
-        "limiter_ring_revision": ("etcd revision of the ring.", lambda: node.router.ring.revision),
-        "limiter_peers_up": (
-            "Peers that checks can be sent to.",
-            lambda: sum(circuit(link) == "up" for link in node.router.links.values()),
+        "limiter_ready": Reading("1 while a load balancer should send checks here.", lambda: node.is_ready),
+        "limiter_keys": Reading("Buckets in memory, copies for other nodes included.", lambda: node.engine.buckets),
+        "limiter_rules": Reading("Rules in force.", lambda: len(node.engine.rules)),
+        "limiter_config_problems": Reading("Keys whose present value is bad.", lambda: len(node.book.problems)),
+        "limiter_config_revision": Reading("Revision of the rules last applied.", lambda: node.config_revision),
+        "limiter_ring_members": Reading("Nodes in the ring.", lambda: len(node.router.ring.members)),
+        "limiter_ring_revision": Reading("etcd revision of the ring.", lambda: node.router.ring.revision),
+        "limiter_peer_up": Reading(
+            "1 while checks can be sent to the peer: its circuit is closed.",
+            lambda: {name: circuit(link) == "up" for name, link in node.router.links.items()},
+            label="peer",
         ),
-        "limiter_peers_gone": ("Members whose keys their replicas decide.", lambda: len(_gone(node))),
-        "limiter_fenced": ("1 while this node may not decide its own keys.", lambda: keeper.is_fenced),
-        "limiter_handover_pending_peers": (
+        "limiter_peers_gone": Reading("Members whose keys their replicas decide.", lambda: len(_gone(node))),
+        "limiter_fenced": Reading("1 while this node may not decide its own keys.", lambda: keeper.is_fenced),
+        "limiter_handover_pending_peers": Reading(
             "Nodes that have not told all that they know of this node's keys.",
             lambda: len(keeper.custody.pending),
         ),
-        "limiter_replication_due_copies": ("Copies that peers are still to get.", lambda: keeper.replication.due),
-        "limiter_replication_lag_seconds": (
+        "limiter_replication_due_copies": Reading(
+            "Copies that peers are still to get.", lambda: keeper.replication.due
+        ),
+        "limiter_replication_lag_seconds": Reading(
             "How long the peer that is furthest behind has confirmed no copy.",
             lambda: keeper.replication.lag_ns(clock.now_ns()) / 1e9,
         ),
-        "limiter_etcd_connected": ("1 while etcd is watched.", lambda: node.etcd is not None and node.etcd.connected),
-        "limiter_loop_stall_max_seconds": (
+        "limiter_etcd_connected": Reading(
+            "1 while etcd is watched.", lambda: node.etcd is not None and node.etcd.connected
+        ),
+        "limiter_loop_stall_max_seconds": Reading(
             "How late the event loop was at worst in the last 30 to 60 s.",
             lambda: node.stalls.longest_ns / 1e9,
         ),
-        "limiter_http_connections": ("Open check connections.", lambda: len(node.http.connections)),
+        "limiter_http_connections": Reading("Open check connections.", lambda: len(node.http.connections)),
     }
 
 
@@ -104,39 +110,48 @@ def totals(node: Parts) -> dict[str, Reading]:
     """{metric name: (help text, how to read it)} of what only grows."""
     router, keeper = node.router, node.router.keeper
     return {
-        "limiter_forwarded_checks": ("Checks passed on to their owner.", lambda: router.forwarded),
-        "limiter_rerouted_checks": (
+        "limiter_forwarded_checks": Reading("Checks passed on to their owner.", lambda: router.forwarded),
+        "limiter_rerouted_checks": Reading(
             "Forwarded checks that the first node asked did not own.",
             lambda: router.rerouted,
         ),
-        "limiter_helped_checks": (
+        "limiter_helped_checks": Reading(
             "Checks sent to the replica, or to a third node, since the owner could not be reached.",
             lambda: router.helped,
         ),
-        "limiter_stood_in_checks": ("Checks decided as the replica of a node that is gone.", lambda: keeper.acted),
-        "limiter_unanswered_checks": (
-            "Checks decided by on_unreachable: neither the owner nor the replica could be reached.",
-            lambda: router.unanswered,
+        "limiter_stood_in_checks": Reading(
+            "Checks decided as the replica of a node that is gone.", lambda: keeper.acted
         ),
-        "limiter_uncopied_verdicts": (
-            "Verdicts of durability sync that went without the replica.",
-            lambda: keeper.replication.uncopied,
+        "limiter_degraded_verdicts": Reading(
+            "Degraded verdicts made here. unreachable: neither the owner nor the replica could be reached, so "
+            "on_unreachable decided; fenced: this node owns the key and may not decide; uncopied: of durability sync, "
+            "without the replica.",
+            lambda: {
+                "unreachable": router.unanswered,
+                "fenced": router.fenced,
+                "uncopied": keeper.replication.uncopied,
+            },
+            label="reason",
         ),
-        "limiter_replicated_copies": ("Copies sent to other nodes.", lambda: keeper.replication.sent),
-        "limiter_pulled_keys": ("Keys asked for before they were handed over.", lambda: keeper.custody.pulled),
-        "limiter_fence_lapses": ("Times that this node lost its right to decide.", lambda: keeper.lapses),
-        "limiter_fenced_seconds": (
+        "limiter_replicated_copies": Reading("Copies sent to other nodes.", lambda: keeper.replication.sent),
+        "limiter_pulled_keys": Reading("Keys asked for before they were handed over.", lambda: keeper.custody.pulled),
+        "limiter_fence_lapses": Reading("Times that this node lost its right to decide.", lambda: keeper.lapses),
+        "limiter_fenced_seconds": Reading(
             "Time without the right to decide.",
             lambda: keeper.fenced_ns_until(clock.now_ns()) / 1e9,
         ),
-        "limiter_unknown_rule_checks": ("Checks whose rule does not exist.", lambda: node.counters.unknown_rule),
-        "limiter_evicted_keys": (
+        "limiter_unknown_rule_checks": Reading("Checks whose rule does not exist.", lambda: node.counters.unknown_rule),
+        "limiter_evicted_keys": Reading(
             "Buckets forgotten before they were full, for want of room.",
             lambda: node.engine.evicted,
         ),
-        "limiter_config_rejections": ("Bad values seen.", lambda: node.book.rejected),
-        "limiter_etcd_reconnects": ("Connections to etcd given up.", lambda: node.etcd.reconnects if node.etcd else 0),
-        "limiter_etcd_lease_losses": ("Leases that ran out.", lambda: node.etcd.lease_losses if node.etcd else 0),
+        "limiter_config_rejections": Reading("Bad values seen.", lambda: node.book.rejected),
+        "limiter_etcd_reconnects": Reading(
+            "Connections to etcd given up.", lambda: node.etcd.reconnects if node.etcd else 0
+        ),
+        "limiter_etcd_lease_losses": Reading(
+            "Leases that ran out.", lambda: node.etcd.lease_losses if node.etcd else 0
+        ),
     }
 
 

@@ -75,6 +75,7 @@ http {{
             proxy_connect_timeout 250ms;
             proxy_send_timeout 2s;
             proxy_read_timeout 2s;
+            proxy_next_upstream error timeout http_503;
             add_header X-Answered-By $upstream_addr always;
         }}
     }}

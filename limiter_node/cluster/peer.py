@@ -184,6 +184,7 @@ class PeerLink:
         self._jitter = jitter
         self._loop = asyncio.get_running_loop()
         self._client: _PeerClient | None = None
+        self._dial: _PeerClient | None = None  # the latest, answered or not
         self._is_awake = False
         self._dialled_ns = 0
         self._backoff_s = BACKOFF_MIN_S
@@ -231,6 +232,8 @@ class PeerLink:
 
     def ready(self, client: _PeerClient) -> None:
         """The peer has said who it is: checks may go."""
+        if client is not self._dial:
+            return  # of a dial that was given up; its connection is about to be closed
         self._client = client
         self.router.on_up(self._link, self._monotonic_ns())
 
@@ -239,6 +242,8 @@ class PeerLink:
         if self._client is client:
             self._client = None
             log.info("peer disconnected", peer=self.peer_id)
+        elif client is not self._dial:
+            return  # of a dial that was given up
         self._down(is_refused=client.is_stranger)
 
     def is_same_life(self, hello: Hello) -> bool:
@@ -275,12 +280,13 @@ class PeerLink:
     async def _connect_once(self) -> None:
         """Dial, and stay until the connection is lost."""
         host, _, port = self._link.peer.peer.rpartition(":")
-        client: _PeerClient | None = None
+        client = self._dial = _PeerClient(self)
+        transport: asyncio.BaseTransport | None = None
         try:
             # Until the hello: a frozen peer's kernel accepts connections that nobody will answer.
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, client = await self._loop.create_connection(
-                    lambda: _PeerClient(self), host.removeprefix("[").removesuffix("]"), int(port)
+                transport, _ = await self._loop.create_connection(
+                    lambda: client, host.removeprefix("[").removesuffix("]"), int(port)
                 )
                 await asyncio.wait((client.greeted,))
             await client.lost
@@ -289,5 +295,8 @@ class PeerLink:
                 log.warning("peer unreachable", peer=self.peer_id, error=str(error) or "no answer in time")
             self._down(is_refused=isinstance(error, ConnectionRefusedError))
         finally:
-            if client is not None:
-                client.transport.abort()
+            # A dial that is cancelled may have got as far as the hello; uvloop then tells nobody that it closed.
+            if self._client is client:
+                self.broken(client)
+            if transport is not None:
+                cast("asyncio.Transport", transport).abort()

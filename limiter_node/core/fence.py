@@ -41,9 +41,10 @@ _NEVER_NS = -(2**63)
 class Standing:
     """What this node knows of one peer."""
 
-    __slots__ = ("backed_ns", "dead_ns", "dead_since_ns", "heard_ns", "refused_ns", "silent_to")
+    __slots__ = ("backed_ns", "boot", "dead_ns", "dead_since_ns", "heard_ns", "refused_ns", "silent_to")
 
-    def __init__(self, now_ns: int) -> None:
+    def __init__(self, boot: int, now_ns: int) -> None:
+        self.boot = boot  # the life that is meant
         self.heard_ns = now_ns  # a peer is heard of until it has been silent for a while
         self.backed_ns = _NEVER_NS  # when the last ping was sent that it answered with its backing
         self.refused_ns = _NEVER_NS  # when this node last told anybody that the peer is silent
@@ -67,8 +68,9 @@ class Fence:
 
     def set_ring(self, ring: Ring, now_ns: int) -> None:
         """Go over to another ring."""
-        for name in (ring.members.keys() | ring.leavers.keys()) - self.peers.keys():
-            self.peers[name] = Standing(now_ns)
+        for name, member in (ring.members | ring.leavers).items():
+            if name not in self.peers or self.peers[name].boot != member.boot:
+                self.peers[name] = Standing(member.boot, now_ns)
         self._is_member = self._node_id in ring.members
         self._members = [name for name in ring.members if name != self._node_id]
         self.reckon(now_ns)

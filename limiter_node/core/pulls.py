@@ -52,7 +52,8 @@ class Pulls:
         if pull.revision > ring.revision:
             self._early.append((name, pull, respond))
             return True
-        if any(name not in ring.holders(key) for _, key in pull.wanted):
+        # Of the same ring, the asker knows what it holds, even if it was not called by its name yet when it asked.
+        if pull.revision < ring.revision and any(name not in ring.holders(key) for _, key in pull.wanted):
             return False
         copies = [self._engine.copy(rule, key, now_ns) for rule, key in pull.wanted]
         respond(Pulled(pull.id, [copy for copy in copies if copy is not None]))

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 COPIES_PER_FRAME = 100
 FRAMES_IN_FLIGHT_MAX = 2
-"""200 copies take some 1 ms to take in. A node that joins gets them from all others at once, and checks wait behind them:
+"""200 copies take some 1 ms to take in. A node that joins gets them from all others at once, and checks wait behind:
 with 8 frames of 250 copies from each of three, the slowest of 100 checks took 200 ms."""
 
 BULK_EVERY_NS = 10_000_000
-"""What is handed over goes in one burst of frames in so long: 20,000 copies a second and peer, a tenth of a core each. A
-node that leaves has nothing else to do, and sends as fast as its peers confirm."""
+"""What is handed over goes in one burst of frames in so long: 20,000 copies a second and peer, a tenth of a core each.
+A node that leaves has nothing else to do, and sends as fast as its peers confirm."""
 
 SURVEY_PER_TICK = 1_000
 """Buckets looked at per tick when the ring has changed: some 2 ms in 10."""

@@ -83,7 +83,8 @@ class Router:
         self.forwarded = 0
         self.rerouted = 0
         self.helped = 0  # forwards that went to another node than the owner
-        self.unanswered = 0  # checks that ended in `on_unreachable`
+        self.unanswered = 0  # checks that ended in `on_unreachable`: of other nodes' keys
+        self.fenced = 0  # and of this node's own, while it may not decide
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
         self._service = Service(self, peer_timeout_ns)
@@ -168,7 +169,10 @@ class Router:
 
     def _alone(self, check: Check, now_ns: int) -> Outcome:
         """What is said when neither the owner nor the replica can be asked."""
-        self.unanswered += 1
+        if self.ring.owner(check.key) == self.node_id:
+            self.fenced += 1
+        else:
+            self.unanswered += 1
         if check.op is not Op.CHECK:
             return UNREACHABLE
         return self.engine.check_alone(check, max(1, len(self.ring.members)), now_ns)
@@ -299,6 +303,8 @@ class Router:
                 has_moved = (link.peer.peer, link.peer.boot) != (peer.peer, peer.boot)
                 link.peer = peer
                 if has_moved:
+                    link.heard_ns = now_ns
+                    link.state = LinkState.CONNECTING
                     link.carrier.redial()
         self.keeper.set_ring(ring, now_ns)
         for link in self.links.values():

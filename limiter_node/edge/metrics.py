@@ -5,6 +5,7 @@ The check path adds to plain integers; a collector turns them into metric famili
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -50,7 +51,20 @@ class Counters:
             counters.degraded += 1
 
 
-Reading = tuple[str, "Callable[[], float]"]  # help text, and how to read the value
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A metric that is read when it is scraped; with `label`, `read` gives a number for each of its values."""
+
+    text: str
+    read: Callable[[], float | dict[str, float]]
+    label: str | None = None
+
+    def add_to(self, family: CounterMetricFamily | GaugeMetricFamily) -> Metric:
+        """Put in what is read now."""
+        now = self.read()
+        for value, number in now.items() if isinstance(now, dict) else [(None, now)]:
+            family.add_metric((value,) if value is not None else (), number)
+        return family
 
 
 class Exposition:
@@ -81,7 +95,7 @@ class Exposition:
         )
         degraded = CounterMetricFamily(
             "limiter_degraded",
-            "Answers that came neither from the key's owner nor from its replica.",
+            "Degraded answers, whoever made them; see limiter_degraded_verdicts for the reasons.",
             labels=("rule",),
         )
         for rule, counters in self._counters.rules.items():
@@ -91,7 +105,7 @@ class Exposition:
             degraded.add_metric((rule,), counters.degraded)
         yield checks
         yield degraded
-        for name, (text, read) in self._totals.items():
-            yield CounterMetricFamily(name, text, value=read())
-        for name, (text, read) in self._gauges.items():
-            yield GaugeMetricFamily(name, text, value=read())
+        for kind, readings in ((CounterMetricFamily, self._totals), (GaugeMetricFamily, self._gauges)):
+            for name, reading in readings.items():
+                labels = () if reading.label is None else (reading.label,)
+                yield reading.add_to(kind(name, reading.text, labels=labels))

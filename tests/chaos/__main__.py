@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def _show(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's callback
+def _show(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
         width = max(map(len, CASES))
         for name, case in CASES.items():
@@ -62,8 +62,9 @@ def main(only: Sequence[str], seconds: float, rate: float, keys: int, logs: Path
     """Hurt real fleets on this machine, under load, and hold them to what is promised.
 
     Each case starts an etcd and nodes of its own on free loopback ports, sends checks at a steady rate whether or not
-    they are answered, does the harm, and counts. Cases with cut or slow links make network namespaces of their own; they
-    need root, and are skipped without. Nothing is left behind, after Ctrl-C neither. All cases take about four minutes.
+    they are answered, does the harm, and counts. Cases with cut or slow links make network namespaces of their own;
+    they need root, and are skipped without. Nothing is left behind, after Ctrl-C neither. All cases take two to
+    three minutes.
 
     \b
         ./scripts/chaos                                  every case
@@ -75,7 +76,8 @@ def main(only: Sequence[str], seconds: float, rate: float, keys: int, logs: Path
     good answer, or a check waited; tokens granted beyond the limit at the key where that is worst, and how many are
     allowed there. Exit status 1 when a promise was broken.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs ignore the latter
+        signal.signal(number, signal.default_int_handler)
     options = Options(rate_per_s=rate, hold_s=seconds, keys=keys)
     reports: list[Report] = []
     code = 0

@@ -7,7 +7,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.chaos import cases
+from tests.chaos import cases, link_cases
 from tests.chaos.report import Options, Report
 
 if TYPE_CHECKING:
@@ -22,9 +22,12 @@ CASES: dict[str, Case] = {
     "rolled": cases.rolled,
     "etcd-killed": cases.etcd_killed,
     "leader-lost": cases.leader_lost,
+    "link-cut": link_cases.link_cut,
+    "cut-off": link_cases.cut_off,
+    "links-slow": link_cases.links_slow,
     "joined": cases.joined,
 }
-NEED_ROOT: frozenset[str] = frozenset()
+NEED_ROOT = frozenset({"link-cut", "cut-off", "links-slow"})
 
 
 def run(name: str, options: Options, report: Report | None = None) -> Report:

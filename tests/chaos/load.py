@@ -14,7 +14,8 @@ import time
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 from tests.harness import split_address
@@ -61,6 +62,13 @@ class Check:
         )
 
 
+class Gap(NamedTuple):
+    """A time without answers."""
+
+    length_s: float
+    began_s: float  # since the load began
+
+
 class Load:
     """Asks for a token of each key in turn, of each address in turn, so many times a second until the context is left.
 
@@ -103,17 +111,17 @@ class Load:
         return [check for check in self.checks if check.degraded]
 
     @property
-    def gap_s(self) -> float:
+    def gap(self) -> Gap:
         """The longest time that any key went without a good answer, or that any one check waited for its own."""
         good: dict[str, list[float]] = defaultdict(list)
         for check in self.checks:
             if not check.failed:
                 good[check.key].append(check.done_s)
-        waits = [check.latency_s for check in self.checks]
+        gaps = [Gap(check.latency_s, check.intended_s) for check in self.checks]
         for done in good.values():
             done.sort()
-            waits += [later - earlier for earlier, later in zip(done, done[1:], strict=False)]
-        return max(waits, default=0.0)
+            gaps += [Gap(later - earlier, earlier) for earlier, later in pairwise(done)]
+        return max(gaps, default=Gap(0.0, 0.0))
 
     def granted(self, since_s: float = 0.0, until_s: float = float("inf")) -> Counter[str]:
         """{key: grants answered in that time}, zeros included."""

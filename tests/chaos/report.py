@@ -50,7 +50,7 @@ class Report:
         self.notes.append(text)
         self.say(text)
 
-    def require(self, holds: bool, promise: str) -> None:  # noqa: FBT001 - reads as a sentence
+    def require(self, holds: bool, promise: str) -> None:
         """Note a promise that does not hold."""
         if not holds:
             self.broken.append(promise)
@@ -61,7 +61,7 @@ class Report:
         self.sent += len(load.checks)
         self.failed += len(load.failed)
         self.degraded += len(load.degraded)
-        self.gap_ms = max(self.gap_ms or 0.0, load.gap_s * 1e3)
+        self.gap_ms = max(self.gap_ms or 0.0, load.gap.length_s * 1e3)
         self.require(
             len(load.failed) <= failed_max, f"{who}: {len(load.failed)} failed checks: {_examples(load.failed)}"
         )

@@ -102,7 +102,8 @@ class Fleet:
         for spec in scenario.nodes:
             if spec.is_founder:
                 self.nodes[spec.id].start(is_founder=True)
-        Injector(self.world, self.network, self.etcd, self.nodes).schedule(scenario.faults)
+        injector = Injector(self.world, self.network, self.etcd, self.nodes, self.judge, self._is_reachable)
+        injector.schedule(scenario.faults)
         for burst in scenario.bursts:
             self.clients.ask_burst(burst)
         self.clients.keep_asking(scenario.load, (scenario.trouble_ms * NS_PER_MS, scenario.calm_ms * NS_PER_MS))

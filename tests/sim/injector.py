@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.sim.etcd import SimEtcd
     from tests.sim.network import Network, Path
-    from tests.sim.node import SimNode
+    from tests.sim.node import SimNode, Witness
     from tests.sim.world import World
 
 LANE = "faults"
@@ -40,7 +40,17 @@ LANE = "faults"
 class Injector:
     """Schedules faults on a fleet."""
 
-    def __init__(self, world: World, network: Network, etcd: SimEtcd, nodes: dict[str, SimNode]) -> None:
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        etcd: SimEtcd,
+        nodes: dict[str, SimNode],
+        witness: Witness,
+        is_reachable: Callable[[str, int], bool],
+    ) -> None:
+        self._witness = witness
+        self._is_reachable = is_reachable
         self._world = world
         self._network = network
         self._etcd = etcd
@@ -100,6 +110,18 @@ class Injector:
                 case Partition():
                     path.block()
                     self._at_end(fault, path.unblock)
+        if isinstance(fault, Partition):
+            self._note_reach()
+            self._at_end(fault, self._note_reach)
+
+    def _note_reach(self) -> None:
+        """Tell the witness who is cut off from too many by now, and who is not."""
+        for node in self._nodes.values():
+            if node.is_alive and not node.is_frozen:
+                if self._is_reachable(node.name, node.lives):
+                    self._witness.found(node)
+                else:
+                    self._witness.lost(node)
 
     def _break_again(self, fault: Flaky, number: int, count: int) -> None:
         rng = self._world.rng(f"flaky {number} {count}")

@@ -82,6 +82,9 @@ class Judge:
     def lost(self, node: SimNode) -> None:
         self.ledger.lost(node)
 
+    def found(self, node: SimNode) -> None:
+        self.ledger.found(node)
+
     def decides(self, node: SimNode, check: Check) -> None:
         self.ledger.decides(node, check.rule, check.key)
 

@@ -31,11 +31,13 @@ class Account:
 
     __slots__ = (
         "fastest",
+        "granted_ns",
         "holder",
         "is_moved",
         "is_void",
         "jumped_ns",
         "key",
+        "lag_units",
         "lapses",
         "life",
         "meter",
@@ -55,6 +57,7 @@ class Account:
         self.parts = parts
         self.meter = Meter(holder.now_ns)
         self.untold: list[tuple[int, int]] = []  # when (true ns) and how many tokens the holder granted untold
+        self.lag_units = 0  # what copies may have refilled by numbers that were over
         self.slack = 0  # tokens that earlier holders granted and could not tell
         self.is_moved = False
         self.is_void = False  # nobody but the holder, which may be dead, is sure to know of it
@@ -62,13 +65,14 @@ class Account:
         self.life = holder.lives
         self.lapses = holder.router.keeper.lapses
         self.true_ns = holder.world.now_ns
+        self.granted_ns = self.true_ns
         self.jumped_ns = holder.world.jumped_ns
 
     def advance(self, now: Numbers) -> None:
         """Bring the account to the present at the numbers in force since it was last touched."""
         self.meter.advance(self.holder.now_ns, now.slope)
         if not self.meter.level:
-            self.slack = 0
+            self.slack = self.lag_units = 0
         self.fastest = 0
         self.true_ns = self.holder.world.now_ns
 
@@ -86,8 +90,8 @@ class Account:
             self.is_void, self.meter.level = False, 0
         self.is_moved = True
         elapsed_ns = node.world.now_ns - self.true_ns
-        # The new holder may have kept its copy on a faster clock, or on one that has jumped.
-        elapsed_ns += elapsed_ns // DRIFT_SHARE + node.world.jumped_ns - self.jumped_ns
+        # The new holder may have kept its copy on a faster clock since it was made, or on one that has jumped.
+        elapsed_ns += (node.world.now_ns - self.granted_ns) // DRIFT_SHARE + node.world.jumped_ns - self.jumped_ns
         self.jumped_ns = node.world.jumped_ns
         self.meter.local_ns = node.now_ns - elapsed_ns
         self.holder, self.life = node, node.lives
@@ -121,6 +125,7 @@ class Ledger:
         self._delivers_within_ns = delivers_within_ns
         self.bad_values: set[bytes] = set()
         self._nodes: dict[str, SimNode] = {}
+        self._learned_ns: dict[str, int] = {}  # by node: when it last took a change, in true time
         self._documents: dict[str, Documents] = {}  # by node
         self._accounts: dict[tuple[str, str], Account] = {}  # by rule and key
         self._forgotten: dict[tuple[str, str], SimNode] = {}  # by whom; a copy may be there that does not know of it
@@ -149,6 +154,12 @@ class Ledger:
                 account.untold = [(node.world.now_ns, -(-account.meter.level // UNIT))]
             if (node.name in holders or account.is_held_by(node)) and not self._has_holder(account, node):
                 account.is_void = True
+
+    def found(self, node: SimNode) -> None:
+        """A node that was cut off is back, and what it holds with it."""
+        for account in self._accounts.values():
+            if account.is_held_by(node):
+                account.is_void = False
 
     def _is_known(self, account: Account) -> bool:
         """Whether another node has all that the holder of an account knows."""
@@ -194,8 +205,10 @@ class Ledger:
         documents = self._documents[node.name]
         for account in self._held_by(node):
             account.advance(self._numbers(account))
+        self._note_lag(node, documents)
         self._note_slopes(documents)
         documents.take(key, value)
+        self._learned_ns[node.name] = node.world.now_ns
         self._note_slopes(documents)
         kind, _, name = key.partition("/")
         if kind == "rules" and value is None:
@@ -207,6 +220,15 @@ class Ledger:
             if account.place == OWN and not documents.has_own(account.rule, account.key):
                 account.place = documents.place_without_own(account.rule, account.key)
                 self._drop_own_share(node, account)
+
+    def _note_lag(self, node: SimNode, documents: Documents) -> None:
+        """Until now a copy on this node refilled by what its holder has known for longer to be over."""
+        for account in self._accounts.values():
+            holder = account.holder
+            if account.rule in documents.rules and not account.is_held_by(node) and self.knows(holder, account.rule):
+                excess = _fastest(documents, account) - self._numbers(account).slope
+                lag_ns = node.world.now_ns - self._learned_ns.get(holder.name, node.world.now_ns)
+                account.lag_units += max(0, excess) * lag_ns
 
     def _note_slopes(self, documents: Documents) -> None:
         for account in self._accounts.values():
@@ -237,6 +259,7 @@ class Ledger:
             account.lapses = node.router.keeper.lapses
             account.is_moved = True
         if verdict.allowed and verdict.would_allow is not False:
+            account.granted_ns = node.world.now_ns
             if self._is_being_forgotten(check.rule, check.key):
                 account.slack += check.cost  # the deletion may yet come here
             else:
@@ -331,7 +354,7 @@ def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str
     tokens = check.cost or 1
     if account.is_moved:
         # Copies were rounded up, did not refill on their way, and may have been made before some of the grants.
-        if is_allowed and not meter.fits(tokens, capacity, account.slack * UNIT + TOLERANCE):
+        if is_allowed and not meter.fits(tokens, capacity, account.slack * UNIT + account.lag_units + TOLERANCE):
             excess = (meter.level + tokens * UNIT - capacity) / UNIT
             return f"granted {excess:.6f} tokens too many, of which {account.slack} may have been unknown"
         if is_allowed:

@@ -55,6 +55,9 @@ class Witness(Protocol):
     def lost(self, node: SimNode) -> None:
         """The node is dead, frozen or cut off."""
 
+    def found(self, node: SimNode) -> None:
+        """The node, still in the same life, is not cut off any more."""
+
     def decided(self, node: SimNode, check: Check, verdict: Verdict | UnknownRule) -> None:
         """The node decided as owner."""
 
