@@ -228,6 +228,7 @@ class Node:
         return carrier
 
     async def _tick(self) -> None:
+        fleet_log = report.FleetLog()
         pause_s = min(TICK_S, self.settings.replication_interval_ms / 1000)
         while True:
             slept_ns = clock.now_ns()
@@ -237,6 +238,7 @@ class Node:
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)
+            fleet_log.note(self, now_ns)
 
     async def drain(self) -> None:
         """Leave without failing a check; takes at most the drain timeout."""

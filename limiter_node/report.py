@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
+
 from limiter_node import __version__, clock
 from limiter_node.core.links import LinkState
 from limiter_node.edge.metrics import Reading
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from limiter_node.edge.metrics import Counters
     from limiter_node.settings import Address, Settings
 
+
+log = structlog.get_logger()
 
 STALLS_KEPT_NS = 30_000_000_000
 """Two scrapes of a usual Prometheus."""
@@ -42,6 +46,32 @@ class Stalls:
     def longest_ns(self) -> int:
         """The longest of the last 30 to 60 s."""
         return max(self._now_ns, self._before_ns)
+
+
+class FleetLog:
+    """Tells the log when this node loses or regains its right to decide, and when peers go or come back."""
+
+    def __init__(self) -> None:
+        self._gone: set[str] = set()
+        self._fenced_ns: int | None = None
+        self._has_begun = False  # a node that joins has no right yet, which is nothing to tell
+
+    def note(self, node: Parts, now_ns: int) -> None:
+        """Look at what has changed; to be called every tick."""
+        keeper = node.router.keeper
+        self._has_begun = self._has_begun or keeper.is_whole
+        if keeper.is_fenced and self._fenced_ns is None and self._has_begun:
+            self._fenced_ns = now_ns
+            log.warning("fenced: too few peers answer in time, so this node decides none of its keys")
+        elif not keeper.is_fenced and self._fenced_ns is not None:
+            log.info("fence lifted", after_ms=(now_ns - self._fenced_ns) // 1_000_000)
+            self._fenced_ns = None
+        gone = set(_gone(node))
+        for name in gone - self._gone:
+            log.warning("peer gone: its replicas decide its keys", peer=name)
+        for name in (self._gone - gone) & node.router.ring.members.keys():
+            log.info("peer back", peer=name)
+        self._gone = gone
 
 
 class Parts(Protocol):

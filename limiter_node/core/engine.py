@@ -282,11 +282,11 @@ class Engine:
             plan.table.pop_spent(key, 0)
 
     def holdings(self) -> Iterator[list[tuple[str, str]]]:
-        """(rule, key) of every bucket, a shard at a time; what comes meanwhile may be missing, and is in `changed`."""
+        """(rule, key) of every bucket, in small pieces; what comes meanwhile may be missing, and is in `changed`."""
         for name, rule in list(self.rules.items()):
             for plan in list(rule.all_plans()):
-                for index in range(plan.table.mask + 1):
-                    yield [(name, key) for key in plan.table.shard_keys(index)]
+                for keys in plan.table.key_pieces():
+                    yield [(name, key) for key in keys]
         yield self._orphans.buckets()
 
     # What changes.

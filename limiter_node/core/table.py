@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SHARDS = 256
 """Shards per generation: at 10 million keys one holds 39,000, some 5 ms to walk. Empty, 32 KB a plan."""
 
+PIECE_KEYS = 100
+
 Shard = dict[str, int]
 
 
@@ -136,9 +138,12 @@ class Table:
         for key, state in self.old[index].items():
             yield key, max(0, state - v)
 
-    def shard_keys(self, index: int) -> list[str]:
-        """The keys of one shard, both generations."""
-        return [*self.young[index], *self.old[index]]
+    def key_pieces(self) -> Iterator[list[str]]:
+        """All keys, at most PIECE_KEYS at a time; of a shard as it was when its first piece was asked for."""
+        for young, old in zip(self.young, self.old, strict=True):
+            keys = [*young, *old]
+            for start in range(0, len(keys), PIECE_KEYS):
+                yield keys[start : start + PIECE_KEYS]
 
     def ns_until_full(self, spent: int) -> int:
         """Nanoseconds in which `spent` units are refilled at the present rate."""
