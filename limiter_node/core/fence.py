@@ -138,10 +138,16 @@ class Fence:
             self.right_until_ns = ALWAYS_NS
         else:
             peers = [self.peers[name] for name in self._members]
-            alive = [peer.backed_ns for peer in peers if not self._is_dead(peer, now_ns)]
-            proved_ns = min((peer.dead_ns for peer in peers if self._is_dead(peer, now_ns)), default=now_ns)
+            dead = [peer for peer in peers if self._is_dead(peer, now_ns) and self._is_mute(peer, now_ns)]
+            alive = [peer.backed_ns for peer in peers if peer not in dead]
+            proved_ns = min((peer.dead_ns for peer in dead), default=now_ns)
             since_ns = max(_nth_newest([peer.backed_ns for peer in peers]), min(proved_ns, _nth_newest(alive)))
             self.right_until_ns = since_ns + self._right_ns
+
+    def _is_mute(self, dead: Standing, now_ns: int) -> bool:
+        """Whether nobody goes by what a dead peer last said of this node: that it is silent, if it could say that."""
+        could_tell = dead.dead_since_ns >= dead.backed_ns + self.silent_after_ns
+        return not could_tell or now_ns - dead.dead_since_ns >= self._right_ns
 
     # Pings.
 

@@ -230,6 +230,7 @@ class Keeper:
 
     def set_ring(self, ring: Ring, now_ns: int) -> None:
         """Go over to another ring: the router's links are those of the new one already."""
+        self._notice_lapse(now_ns)  # before the new ring, or a refusal, may give the right back
         before, self.ring = self.ring, ring
         for name in before.members.keys() & ring.members.keys():
             if before.members[name].boot != ring.members[name].boot:
@@ -272,8 +273,11 @@ class Keeper:
         link.pinged_ns = NEVER_NS
         link.pulls = [bucket for bucket, parked in self.custody.parked.items() if link.peer.id in parked.missing]
 
-    def on_down(self, link: Link) -> None:
-        """A link broke."""
+    def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None) -> None:
+        """A link broke or, at a dial begun at `refused_ns`, was refused."""
+        if refused_ns is not None:
+            self._notice_lapse(now_ns)
+            self.fence.refused(link.peer.id, refused_ns, now_ns)
         link.pings.clear()
         self._pulls.on_down(link.peer.id)
         self.replication.on_down(link.peer.id)

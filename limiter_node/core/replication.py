@@ -164,7 +164,7 @@ class Replication:
         self._wake = wake
         self._next_id = 0
         self._survey: Iterator[list[Bucket]] | None = None
-        self._barriers: dict[str, Barrier] = {}  # what the survey has made due, by peer
+        self._barriers: dict[str, Barrier] | None = None  # what the survey has made due, by peer, once it has ended
         self._pruning: Iterator[list[Bucket]] | None = None
         self._rings: list[Ring] = []  # the last one whose survey has ended, and those since
         self._new: set[str] = set()  # members that were not there, or in another life, in one of them
@@ -278,6 +278,8 @@ class Replication:
         """A peer is no more: nothing is due there."""
         self.on_down(name)
         self.outlets.pop(name, None)
+        if self._barriers is not None:
+            self._barriers.pop(name, None)
 
     # When the ring changes.
 
@@ -296,13 +298,14 @@ class Replication:
             if any(other.members.get(name) != member for other in self._rings)
         }
         self._survey, self._pruning = self._engine.holdings(), None
-        self._barriers.clear()
+        self._barriers = None
         self.surveyed = 0
 
     def survey(self, now_ns: int) -> None:
         """Go on with it for a bounded piece."""
-        if self._barriers and all(self.outlet(name).is_past(barrier) for name, barrier in self._barriers.items()):
-            self._barriers.clear()
+        barriers = self._barriers
+        if barriers is not None and all(self.outlet(name).is_past(barrier) for name, barrier in barriers.items()):
+            self._barriers = None
             self._pruning = self._engine.holdings()
         if self._pruning is not None:
             self._prune()

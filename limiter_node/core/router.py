@@ -356,9 +356,7 @@ class Router:
         """
         link.state = LinkState.DOWN
         link.usable_until_ns = NEVER_NS
-        if refused_ns is not None:
-            self.keeper.fence.refused(link.peer.id, refused_ns, now_ns)
-        self.keeper.on_down(link)
+        self.keeper.on_down(link, now_ns, refused_ns=refused_ns)
         has_left = link.peer.id not in self.ring.members
         for forward in link.take_all():
             if has_left and not forward.asks_help:

@@ -37,7 +37,7 @@ IMPORTERS = {
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.
-LINES_MAX = {"control/etcd.py": 480, "core/keeper.py": 420, "core/router.py": 410}
+LINES_MAX = {"control/etcd.py": 480, "core/keeper.py": 430, "core/router.py": 415}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 
