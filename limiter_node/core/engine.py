@@ -155,6 +155,7 @@ class Engine:
         self.entries: dict[str, KeyEntry] = {}
         self.multipliers: dict[str, Multiplier] = {}
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
+        self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
         self._census = Census()
         self._orphans = Orphans()
@@ -181,7 +182,7 @@ class Engine:
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
-        if verdict.allowed:
+        if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
             self._make_room(now_ns)

@@ -293,6 +293,7 @@ class Router:
         if ring.revision < self.ring.revision:
             return
         self.ring = ring
+        self.engine.has_copies = ring.members.keys() != {self.node_id}
         for peer in (*ring.members.values(), *ring.leavers.values()):
             link = self.links.get(peer.id)
             if link is None and peer.id != self.node_id:
