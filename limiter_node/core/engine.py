@@ -157,7 +157,7 @@ class Engine:
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
-        self._census = Census()
+        self._census = Census(buckets_max)
         self._orphans = Orphans()
         self._dying: list[Shard] = []
         self._sweep: Iterator[Table] = iter(())

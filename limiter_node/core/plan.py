@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from limiter_node.core.rules import Limit
 
 
+Grant = tuple[tuple[int, int], int, int]
+"""Of a check that was allowed: (`Plan.tokens`, `window_s`), the whole tokens left, the nanoseconds until it is full."""
+
+
 class Plan:
     """Decides for the keys under it, at `limit` x `multiplier_ppm` / PPM / `parts`.
 
@@ -28,6 +32,7 @@ class Plan:
         "changed",
         "limit",
         "multiplier_ppm",
+        "numbers",
         "parts",
         "relatives",
         "segment",
@@ -65,6 +70,7 @@ class Plan:
         self.window_s = limit.window_s
         # Capacity in whole tokens: what a verdict calls `limit`.
         self.tokens = max(1, limit.burst * multiplier_ppm // (PPM * self.parts))
+        self.numbers = self.tokens, self.window_s
         num, den = slope(limit.count, limit.period_s * self.parts, multiplier_ppm)
         self.table.set_numbers(now_ns, self.tokens * UNIT, num, den)
         if self.share is not None:
@@ -92,6 +98,41 @@ class Plan:
     def tables(self) -> list[Table]:
         """The plan's table and, if it ever decided alone, that of its share."""
         return [self.table] if self.share is None else [self.table, self.share.table]
+
+    def grant(self, key: str, now_ns: int) -> Grant | None:
+        """Spend one token of a key, if it is there; None: nothing was done, and `spend` knows more.
+
+        `spend`, `clock.at`, `take` and `put` in one, for the check that nearly all are: it takes two fifths of their
+        time.
+        """
+        table = self.table
+        clock = table.clock
+        num, den, capacity = clock.num, clock.den, table.capacity
+        elapsed_ns = now_ns - clock.since_ns
+        if elapsed_ns < 0:
+            return None
+        v = clock.base + (elapsed_ns * num if den == 1 else elapsed_ns * num // den)
+        index = hash(key) & table.mask
+        shard = table.young[index]
+        state = shard.get(key)
+        old = None
+        if state is None:
+            old = table.old[index]
+            state = old.get(key)
+            if state is not None:
+                state -= table.shift
+            elif len(self.relatives) == 1 and table.census.buckets < table.census.buckets_max:
+                state = v
+            else:
+                return None
+        spent = state - v + UNIT if state > v else UNIT
+        if spent > capacity:
+            return None
+        if old is not None and old.pop(key, None) is None:
+            table.census.buckets += 1
+        shard[key] = v + spent
+        reset_ns = -(-spent // num) if den == 1 else -(-spent * den // num)
+        return self.numbers, (capacity - spent) // UNIT, reset_ns if reset_ns < DURATION_MAX_NS else DURATION_MAX_NS
 
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key if they are there; a denial changes nothing, cost 0 is a peek."""

@@ -31,18 +31,19 @@ Shard = dict[str, int]
 
 
 class Census:
-    """The number of buckets in all tables that share it."""
+    """The number of buckets in all tables that share it, and how many there may be."""
 
-    __slots__ = ("buckets",)
+    __slots__ = ("buckets", "buckets_max")
 
-    def __init__(self) -> None:
+    def __init__(self, buckets_max: int = 1 << 62) -> None:
         self.buckets = 0
+        self.buckets_max = buckets_max
 
 
 class Table:
     """Buckets of the keys under one plan; `capacity` and states are in units of 1/UNIT token."""
 
-    __slots__ = ("_due", "_shift", "_young_ceiling", "capacity", "census", "clock", "mask", "old", "young")
+    __slots__ = ("_due", "_young_ceiling", "capacity", "census", "clock", "mask", "old", "shift", "young")
 
     def __init__(self, census: Census, now_ns: int, capacity: int, num: int, den: int, *, shards: int = SHARDS) -> None:
         self.census = census
@@ -51,8 +52,8 @@ class Table:
         self.mask = shards - 1  # shards is a power of two
         self.young: list[Shard] = [{} for _ in range(shards)]
         self.old: list[Shard] = [{} for _ in range(shards)]
-        # States in `old` were counted from the origin before this one: subtract `_shift` to compare them with V.
-        self._shift = 0
+        # States in `old` were counted from the origin before this one: subtract `shift` to compare them with V.
+        self.shift = 0
         # No young bucket can be further from full than this.
         self._young_ceiling = capacity
         # Once V reads this, every bucket in `old` is full: V was 0 when they stopped being young, and none of
@@ -71,7 +72,7 @@ class Table:
     def old_state(self, key: str, index: int) -> int | None:
         """The state of a key that is not young, in the shard of that index."""
         state = self.old[index].get(key)
-        return None if state is None else state - self._shift
+        return None if state is None else state - self.shift
 
     def put(self, key: str, state: int) -> None:
         """Store a state of at most `capacity` units above the clock."""
@@ -113,7 +114,7 @@ class Table:
         if v < self._due:
             return []
         self.clock.base -= v
-        self._shift = v
+        self.shift = v
         dropped = [shard for shard in self.old if shard]
         self.census.buckets -= sum(map(len, dropped))
         if dropped or any(self.young):
@@ -134,7 +135,7 @@ class Table:
         v = self.clock.at(now_ns)
         for key, state in self.young[index].items():
             yield key, max(0, state - v)
-        v += self._shift
+        v += self.shift
         for key, state in self.old[index].items():
             yield key, max(0, state - v)
 

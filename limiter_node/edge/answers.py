@@ -11,6 +11,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from limiter_node.core.model import Verdict
+    from limiter_node.core.plan import Grant
+    from limiter_node.edge.metrics import RuleCounters
 
 NS = 1_000_000_000
 
@@ -104,21 +106,7 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
     Headers follow draft-ietf-httpapi-ratelimit-headers and the X-RateLimit custom; `Retry-After` is in whole seconds,
     rounded up, so that who waits that long is let in.
     """
-    limit, remaining, reset_ns = verdict.limit, verdict.remaining, verdict.reset_ns
-    reset_s = -(-reset_ns // NS)
-    if verdict.allowed and not verdict.degraded and verdict.would_allow is None and verdict.window_s:
-        # What follows, for the answer that nearly all get: spelled out, it takes two thirds of the time.
-        body = (
-            f'{{"allowed":true,"rule":"{rule}","limit":{limit},"remaining":{remaining},'
-            f'"reset_after":{reset_ns / NS},"retry_after":0.0,"degraded":false}}'
-        )
-        return (
-            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{date}{connection}"
-            f'RateLimit-Policy: "{rule}";q={limit};w={verdict.window_s}\r\n'
-            f'RateLimit: "{rule}";r={remaining};t={reset_s}\r\nX-RateLimit-Limit: {limit}\r\n'
-            f"X-RateLimit-Remaining: {remaining}\r\nX-RateLimit-Reset: {reset_s}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
+    reset_s = -(-verdict.reset_ns // NS)
     body = verdict_json(rule, verdict)
     retry = ""
     if not verdict.allowed and verdict.retry_ns >= 0:
@@ -130,6 +118,88 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
         f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: {verdict.remaining}\r\n"
         f"X-RateLimit-Reset: {reset_s}\r\n{retry}Content-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
+
+
+class UsualAnswers:
+    """The answers for checks of one rule that were allowed and have nothing else to say, which nearly all get.
+
+    What they have in common is put together once a second and change of numbers: an answer takes 0.6 us so, not 1.3.
+    Checks of keys that were full, as most are of many keys, are all answered alike: the last answer is kept, 0.1 us.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_date",
+        "_grant",
+        "_head",
+        "_length",
+        "_middle",
+        "_numbers",
+        "_result",
+        "_result_grant",
+        "_result_start",
+        "counters",
+        "rule",
+    )
+
+    def __init__(self, rule: str, counters: RuleCounters) -> None:
+        self.rule = rule
+        self.counters = counters
+        self._numbers = 0, 0
+        self._date = ""
+        self._grant: Grant | None = None  # what `_answer` is for
+        self._result_grant: Grant | None = None  # and `_result`
+        self._answer = b""
+        self._result = ""
+
+    def answer(self, grant: Grant, date: str) -> bytes:
+        """As `verdict_answer` has it."""
+        if grant == self._grant and date is self._date:
+            return self._answer
+        self._grant = grant
+        numbers, remaining, reset_ns = grant
+        if numbers != self._numbers or date is not self._date:
+            self._put_together(numbers, date)
+        left = NUMERALS[remaining] if remaining < NUMERALS_END else str(remaining)
+        reset, reset_s = repr(reset_ns / NS), -(-reset_ns // NS)
+        whole = NUMERALS[reset_s] if reset_s < NUMERALS_END else str(reset_s)
+        self._answer = (
+            f"{self._head}{left};t={whole}{self._middle}{left}\r\nX-RateLimit-Reset: {whole}\r\n"
+            f"Content-Length: {NUMERALS[self._length + len(left) + len(reset)]}\r\n\r\n"
+            f"{self._result_start}{left}{RESET_AFTER}{reset}{RESULT_END}"
+        ).encode()
+        return self._answer
+
+    def result(self, grant: Grant) -> str:
+        """As `verdict_json` has it."""
+        if grant == self._result_grant:
+            return self._result
+        self._result_grant = grant
+        numbers, remaining, reset_ns = grant
+        if numbers != self._numbers:
+            self._put_together(numbers, "")
+        left = NUMERALS[remaining] if remaining < NUMERALS_END else str(remaining)
+        self._result = f"{self._result_start}{left}{RESET_AFTER}{reset_ns / NS}{RESULT_END}"
+        return self._result
+
+    def _put_together(self, numbers: tuple[int, int], date: str) -> None:
+        rule, (limit, window_s) = self.rule, numbers
+        self._numbers, self._date = numbers, date
+        self._head = (
+            f"{STATUS_LINES[200]}Content-Type: application/json\r\n{date}"
+            f'RateLimit-Policy: "{rule}";q={limit};w={window_s}\r\nRateLimit: "{rule}";r='
+        )
+        self._middle = f"\r\nX-RateLimit-Limit: {limit}\r\nX-RateLimit-Remaining: "
+        self._result_start = f'{{"allowed":true,"rule":"{rule}","limit":{limit},"remaining":'
+        self._length = len(self._result_start) + len(RESET_AFTER) + len(RESULT_END)
+
+
+NUMERALS_END = 10_000
+NUMERALS = tuple(map(str, range(NUMERALS_END)))
+"""To make a text of an integer takes divisions: three of them were a twelfth of a node's time. 0.6 MB."""
+
+RESET_AFTER = ',"reset_after":'
+RESULT_END = ',"retry_after":0.0,"degraded":false}'
 
 
 def json_answer(body: bytes, date: str, connection: str) -> bytes:

@@ -15,12 +15,17 @@ from limiter_node.core.engine import UNKNOWN_RULE
 from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, Verdict
 from limiter_node.core.rules import is_name
-from limiter_node.edge.answers import Problem, json_answer, problem_answer, verdict_answer, verdict_json
+from limiter_node.core.shortcut import Shortcut
+from limiter_node.edge.answers import Problem, UsualAnswers, json_answer, problem_answer, verdict_answer, verdict_json
 from limiter_node.edge.requests import (
+    PLAIN_GET,
+    CheckBody,
     bad_field,
+    check_or_problem,
     decode_batch,
     decode_check,
     decoded,
+    find_unplain,
     match_plain_get,
     parse_query,
     require_json,
@@ -48,6 +53,9 @@ class CheckApi:
         self._engine = router.engine
         self._counters = counters
         self._on_unknown_rule = on_unknown_rule
+        self.grant = Shortcut(router).grant
+        self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
+        self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
             b"/v1/check": {b"GET": self._get_check, b"POST": self._post_check},
             b"/v1/check/batch": {b"POST": self._post_batch},
@@ -70,23 +78,44 @@ class CheckApi:
 
     def handle_plain_get(self, line: bytes, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         """Answer the usual GET without looking at anything twice; False for any other."""
-        match = match_plain_get(line)
-        if match is None or not self.is_answering:
+        if not self.is_answering:
+            return False
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            return False
+        start, _, key = text.rpartition("&key=")
+        usual = self._by_start.get(start)
+        if usual is None or find_unplain(key) or not 0 < len(key) <= 512:
+            return self._other_plain_get(text, request, slot)
+        now_ns = request.now_ns
+        grant = self.grant(usual.rule, key, now_ns)
+        if grant is None:
+            return self._check(Check(usual.rule, key), 429, request, slot)
+        usual.counters.allowed += 1
+        return usual.answer(grant, request.date)
+
+    def _other_plain_get(self, text: str, request: HttpConnection, slot: Slot) -> bytes | bool | None:
+        match = match_plain_get(text)
+        if match is None:
             return False
         rule, key, cost, segment = match.groups()
-        check = Check(
-            rule.decode(),
-            key.decode(),
-            1 if cost is None else int(cost),
-            None if segment is None else segment.decode(),
-        )
-        return self._check(check, 429, request, slot)
+        return self._check(Check(rule, key, 1 if cost is None else int(cost), segment), 429, request, slot)
+
+    def _learn(self, rule: str) -> None:
+        """From now on the usual checks of this rule, which exists, are answered the short way."""
+        if len(self.usual) >= len(self._engine.rules):
+            self.usual.clear()  # some rules are gone
+            self._by_start.clear()
+        self.usual[rule] = self._by_start[PLAIN_GET + rule] = UsualAnswers(rule, self._counters.of(rule))
 
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """Pass a check to the router, unless it is known that it cannot be decided."""
         rule = self._engine.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE if is_name(check.rule) else bad_field("rule", f"{check.rule!r} is not allowed")
+        if check.rule not in self.usual:
+            self._learn(check.rule)
         segment = check.segment
         if segment is not None and segment not in rule.plans and not is_name(segment):
             return bad_field("segment", f"{segment!r} is not allowed")
@@ -111,7 +140,14 @@ class CheckApi:
 
     def _post_check(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
-        return self._check(to_check(decoded(request.body, decode_check)), 429, request, slot)
+        body = decoded(request.body, decode_check)
+        usual = self.usual.get(body.rule)
+        if usual is not None and not request.connection_header and body.is_usual():
+            grant = self.grant(body.rule, body.key, request.now_ns)
+            if grant is not None:
+                usual.counters.allowed += 1
+                return usual.answer(grant, request.date)
+        return self._check(to_check(body), 429, request, slot)
 
     def _check(self, check: Check, deny_status: int, request: HttpConnection, slot: Slot) -> bytes | None:
         outcome = self.ask(check, request.now_ns)
@@ -148,36 +184,48 @@ class _Batch:
     All checks for one node leave in one frame, so a batch costs one round trip however many owners it has.
     """
 
-    def __init__(self, api: CheckApi, checks: list[Check | Problem], request: HttpConnection, slot: Slot) -> None:
+    def __init__(self, api: CheckApi, bodies: list[CheckBody | Problem], request: HttpConnection, slot: Slot) -> None:
         self._api = api
-        self._checks = checks
+        self._bodies = bodies
         self._request = request
         self._connection_header = request.connection_header
         self._slot = slot
-        self._results = [""] * len(checks)
+        self._results = [""] * len(bodies)
         self._missing = 0
 
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
-        ask, now_ns = self._api.ask, self._request.now_ns
-        for index, check in enumerate(self._checks):
-            outcome = check if isinstance(check, Problem) else ask(check, now_ns)
-            if isinstance(outcome, Forward):
-                self._missing += 1
-                outcome.reply = partial(self._late, index)
-            else:
-                self._put(index, outcome)
+        api, now_ns, results = self._api, self._request.now_ns, self._results
+        grant_of, usual_of = api.grant, api.usual.get
+        for index, body in enumerate(self._bodies):
+            if type(body) is CheckBody and body.is_usual() and (usual := usual_of(body.rule)) is not None:
+                grant = grant_of(body.rule, body.key, now_ns)
+                if grant is not None:
+                    usual.counters.allowed += 1
+                    results[index] = usual.result(grant)
+                    continue
+            self._ask_router(index, body)
         return None if self._missing else self._answer()
 
-    def _late(self, index: int, outcome: Outcome) -> None:
-        self._put(index, outcome)
+    def _ask_router(self, index: int, body: CheckBody | Problem) -> None:
+        check = check_or_problem(body)
+        if isinstance(check, Problem):
+            self._put(index, "", check)
+            return
+        outcome = self._api.ask(check, self._request.now_ns)
+        if isinstance(outcome, Forward):
+            self._missing += 1
+            outcome.reply = partial(self._late, index, check.rule)
+        else:
+            self._put(index, check.rule, outcome)
+
+    def _late(self, index: int, rule: str, outcome: Outcome) -> None:
+        self._put(index, rule, outcome)
         self._missing -= 1
         if not self._missing:
             self._slot.fill(self._answer())
 
-    def _put(self, index: int, outcome: Outcome | Problem) -> None:
-        check = self._checks[index]
-        rule = "" if isinstance(check, Problem) else check.rule
+    def _put(self, index: int, rule: str, outcome: Outcome | Problem) -> None:
         verdict = self._api.judge(rule, outcome)
         if isinstance(verdict, Problem):
             self._results[index] = msgspec.json.encode({"error": verdict.document()}).decode()

@@ -15,7 +15,7 @@ class Application(Protocol):
         """Return the whole answer, or None when `slot.fill` will bring it later; raise `Problem` to refuse."""
 
     def handle_plain_get(self, line: bytes, request: HttpConnection, slot: Slot) -> bytes | bool | None:
-        """As `handle`, for the request line of a GET on a connection that stays open; False for an unusual line."""
+        """As `handle`, for method and target of a GET on a connection that stays open; False for an unusual one."""
 
 
 class Server(Protocol):
@@ -27,7 +27,7 @@ class Server(Protocol):
     date: str  # the Date header line
 
     def was_read(self, connection: HttpConnection, data: bytes) -> None:
-        """Have the connection `process` the data and `flush`, later in this pass of the loop."""
+        """Have the connection `process` the data, and write or `flush`, later in this pass of the loop."""
 
     def was_answered(self, connection: HttpConnection) -> None:
         """Have the connection `flush`, later in this pass of the loop."""

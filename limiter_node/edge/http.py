@@ -24,11 +24,13 @@ from limiter_node.edge.answers import Problem, problem_answer
 from limiter_node.edge.exchange import Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from limiter_node.edge.exchange import Server
 
 log = structlog.get_logger()
 
-_HTTP11_GET = re.compile(rb"GET \S+ HTTP/1\.1")
+_WHOLE_GET = re.compile(rb"GET \S+( HTTP/1\.1\r\n.+)", re.DOTALL)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -45,6 +47,7 @@ class HttpConnection(asyncio.Protocol):
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.write: Callable[[bytes], None]
         self._queue: deque[Slot] = deque()  # answers that wait, or wait behind one that does
         self._spare = Slot(self)
         self._out: list[bytes] = []
@@ -55,7 +58,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_ended = False  # the client has closed its side
         self._in_head = False
         self._ended = 0  # requests parsed to their end so far
-        self._known_head = b""  # the header block of a GET that the parser found good, see `_known_get`
+        self._known_tail = b""  # all behind the target of a GET that the parser found good, see `_known_get`
         self._reset_request()
 
     def _reset_request(self) -> None:
@@ -80,6 +83,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.write = self._transport.write
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,40 +110,48 @@ class HttpConnection(asyncio.Protocol):
         self._server.was_answered(self)
         return True
 
-    def process(self, data: bytes, now_ns: int) -> None:
-        """Answer what was read; the answers leave by `flush`."""
+    def process(self, data: bytes, now_ns: int) -> bytes | None:
+        """Answer what was read. The answer is returned when it is all there is to write; else answers leave by `flush`.
+
+        To return it saves the way through the queue of answers, a twentieth of a check's time.
+        """
         self.now_ns = self._last_ns = now_ns
-        if not self._is_closing and not self._known_get(data):
+        # A GET whose bytes behind the target are those of the GET before it: the parser has found them good, so only
+        # the target is new. Clients and balancers that keep a connection send the same headers again and again; for
+        # them this saves a quarter of a check's time.
+        target = data.removesuffix(self._known_tail)
+        if len(target) < len(data) and not (self._began_ns or self._is_closing or self._server.is_draining):
+            answer = self._known_get(target)
+            if answer is not False:
+                return cast("bytes | None", answer)
+        if not self._is_closing:
             self._parse(data)
         if len(data) > limits.READ_BYTES_LONG:
             self._resume()
-        if len(self._queue) > limits.PIPELINE_MAX:
-            self._transport.pause_reading()
+        self._pause_if_full()
+        return None
 
-    def _known_get(self, data: bytes) -> bool:
-        """Answer a GET whose header block is, byte for byte, that of the GET before it; else return False.
-
-        The parser has found that block good, so only the request line is new. Clients and balancers that keep a
-        connection send the same headers again and again; for them this saves a quarter of a check's time. Whatever
-        is unusual in the line, or behind the block, is left to the parser.
-        """
-        line, _, head = data.partition(b"\r\n")
-        if head != self._known_head or not head or self._began_ns or self._server.is_draining:
-            return False
+    def _known_get(self, target: bytes) -> bytes | bool | None:
+        """Answer a GET of known headers, by the bytes before them; False, for the parser, if those are unusual."""
         self.connection_header = ""
         slot = self._spare
         try:
-            answer = self._server.app.handle_plain_get(line, self, slot)
+            answer = self._server.app.handle_plain_get(target, self, slot)
         except Exception:
             answer = self._own_bug()
-        if answer is False:
-            return False
         if answer is None:
             self._queue.append(slot)
             self._spare = Slot(self)
-        else:
+            self._pause_if_full()
+        elif (self._queue or self._out) and answer is not False:
             self._enqueue(cast("bytes", answer))
-        return True
+            self._pause_if_full()
+            return None
+        return answer
+
+    def _pause_if_full(self) -> None:
+        if len(self._queue) > limits.PIPELINE_MAX:
+            self._transport.pause_reading()
 
     def _parse(self, data: bytes) -> None:
         ended, is_whole = self._ended, not self._began_ns
@@ -151,8 +163,8 @@ class HttpConnection(asyncio.Protocol):
                 self._raw_bytes += len(data)
             self._refuse_endless()
         elif is_whole and self._ended == ended + 1 and not self.body and not self._is_closing:
-            line, _, head = data.partition(b"\r\n")
-            self._known_head = head if _HTTP11_GET.fullmatch(line) else b""
+            match = _WHOLE_GET.fullmatch(data)
+            self._known_tail = match[1] if match else b""
 
     def _refuse_endless(self) -> None:
         """Refuse an unfinished request whose head, or whatever else is no body in it, has grown too long.

@@ -71,10 +71,12 @@ class HttpServer:
         reads, self._reads = self._reads, []
         answered, self._answered = self._answered, []
         now_ns = clock.now_ns()
-        for connection, data in reads:
-            connection.process(data, now_ns)
-        for connection, _ in reads:
-            connection.flush()
+        answers = [connection.process(data, now_ns) for connection, data in reads]
+        for (connection, _), answer in zip(reads, answers, strict=True):
+            if answer is None:
+                connection.flush()
+            else:
+                connection.write(answer)
         for connection in answered:
             connection.flush()
 

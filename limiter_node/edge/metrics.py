@@ -36,11 +36,16 @@ class Counters:
         self.rules: dict[str, RuleCounters] = {}
         self.unknown_rule = 0
 
-    def count(self, rule: str, verdict: Verdict) -> None:
-        """Count one verdict under a rule that exists."""
+    def of(self, rule: str) -> RuleCounters:
+        """The counters of a rule that exists."""
         counters = self.rules.get(rule)
         if counters is None:
             counters = self.rules[rule] = RuleCounters()
+        return counters
+
+    def count(self, rule: str, verdict: Verdict) -> None:
+        """Count one verdict under a rule that exists."""
+        counters = self.of(rule)
         if not verdict.allowed:
             counters.denied += 1
         elif verdict.would_allow is False:

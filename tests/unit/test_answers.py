@@ -11,12 +11,14 @@ from limiter_node.edge.answers import (
     STATUS_LINES,
     TITLES,
     Problem,
+    UsualAnswers,
     json_answer,
     problem_answer,
     problem_document,
     verdict_answer,
     verdict_json,
 )
+from limiter_node.edge.metrics import RuleCounters
 
 S = 1_000_000_000
 ALLOWED = Verdict(True, 200, 199, S // 100, 0, 2)
@@ -160,3 +162,29 @@ def test_a_json_body_is_a_200() -> None:
     status, headers, body = parts(json_answer(b'{"results":[]}', DATE, CLOSE))
     assert (status, body) == ("HTTP/1.1 200 OK", {"results": []})
     assert headers["Content-Type"] == "application/json"
+
+
+# What the usual checks get is put together another way.
+
+
+def test_the_usual_answers_are_byte_for_byte_those_of_a_verdict() -> None:
+    usual = UsualAnswers("api", RuleCounters())
+    later = DATE.replace("00:00:00", "00:00:01")
+    for limit, window_s, remaining, reset_ns, date in (
+        (200, 2, 199, S // 100, DATE),
+        (200, 2, 199, S // 100, DATE),  # the same again
+        (200, 2, 199, S // 100, later),
+        (200, 2, 199, S // 100 + 1, later),
+        (200, 2, 198, S // 100 + 1, later),
+        (300, 2, 198, S // 100 + 1, later),  # the rule has changed
+        (300, 9, 198, S // 100 + 1, later),
+        (10**12, 10**6, 10**12 - 1, 2**63 - 1, later),
+        (10_001, 10_000, 10_000, 9_999 * S, later),
+        (10_001, 10_000, 9_999, 9_999 * S + 1, later),
+        (1, 1, 0, 1, DATE),
+    ):
+        grant = ((limit, window_s), remaining, reset_ns)
+        verdict = Verdict(True, limit, remaining, reset_ns, 0, window_s)
+        assert usual.result(grant) == verdict_json("api", verdict)
+        assert usual.answer(grant, date) == verdict_answer("api", verdict, 429, date, "")
+        assert usual.result(grant) == verdict_json("api", verdict)

@@ -1,0 +1,146 @@
+"""The short way against the long one: two routers with the same past, of which one may take the shortcut.
+
+Whatever the trace, both give the same verdicts and end with the same buckets.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limiter_node.core.engine import Engine
+from limiter_node.core.model import Check, Member, Verdict
+from limiter_node.core.ring import Ring
+from limiter_node.core.router import Router
+from limiter_node.core.rules import parse_key_entry, parse_multiplier, parse_rule
+from limiter_node.core.shortcut import Shortcut
+
+S = 1_000_000_000
+KEYS = [f"k{number}" for number in range(4)]
+
+numbers = st.fixed_dictionaries(
+    {"rate": st.sampled_from(["1/s", "3/s", "100/m", "10/7s", "1/366d"]), "burst": st.integers(1, 5)}
+)
+documents = st.builds(
+    lambda limits, segments, shadow, durability: {
+        **limits,
+        "segments": segments,
+        "shadow": shadow,
+        "backend": "orders",
+        "durability": durability,
+    },
+    numbers,
+    st.sampled_from([{}, {"free": {"rate": "1/s", "burst": 2}}]),
+    st.sampled_from([False, False, True]),
+    st.sampled_from(["async", "async", "sync"]),
+)
+entries = st.sampled_from([None, {"segment": "free"}, {"rules": {"api": {"rate": "2/s", "burst": 3}}}])
+events = st.one_of(
+    st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
+    st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
+    st.tuples(st.just("cost"), st.sampled_from(KEYS), st.integers(0, 3)),
+    st.tuples(st.just("tick"), st.none(), st.integers(S, 9 * S)),
+    st.tuples(st.just("rule"), st.none(), st.none() | documents),
+    st.tuples(st.just("entry"), st.sampled_from(KEYS), entries),
+    st.tuples(st.just("scale"), st.none(), st.sampled_from([0.01, 0.3333, 1.0])),
+)
+
+
+def member(name: str) -> Member:
+    return Member(name, f"{name}:1")
+
+
+def router(*, buckets_max: int = 1_000) -> Router:
+    def no_links(link: Any) -> Any:
+        raise AssertionError(link)
+
+    node = Router("a", Engine(buckets_max=buckets_max), peer_timeout_ns=S // 10, open_link=no_links)
+    node.set_ring(Ring(1, {"a": member("a")}), 0)
+    return node
+
+
+def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], now_ns: int) -> Verdict | None:
+    """Do what the event says; returns the verdict of a check."""
+    engine = node.engine
+    match event:
+        case "check", key, _:
+            grant = shortcut.grant("api", key, now_ns) if shortcut else None
+            if grant is not None:
+                (limit, window_s), remaining, reset_ns = grant
+                return Verdict(True, limit, remaining, reset_ns, 0, window_s)
+            outcome = node.check(Check("api", key), now_ns)
+            return outcome if isinstance(outcome, Verdict) else None
+        case "cost", key, cost:
+            outcome = node.check(Check("api", key, cost), now_ns)
+            return outcome if isinstance(outcome, Verdict) else None
+        case "tick", _, _:
+            engine.tick(now_ns)
+        case "rule", _, document:
+            engine.set_rule("api", document and parse_rule("api", document), now_ns)
+        case "entry", key, document:
+            engine.set_entry(key, document and parse_key_entry(key, document), now_ns)
+        case "scale", _, multiplier:
+            engine.set_multiplier("orders", parse_multiplier({"multiplier": multiplier}), now_ns)
+    return None
+
+
+@given(documents, st.lists(events, max_size=60))
+def test_the_short_way_comes_to_what_the_long_one_does(document: dict[str, Any], trace: list[Any]) -> None:
+    short, long = router(), router()
+    shortcut = Shortcut(short)
+    now_ns = 0
+    for node in (short, long):
+        play(node, None, ("rule", None, document), now_ns)
+    for event in trace:
+        if event[0] in ("check", "tick"):
+            now_ns += event[2]
+        assert play(short, shortcut, event, now_ns) == play(long, None, event, now_ns)
+        assert short.engine.buckets == long.engine.buckets
+    for key in KEYS:
+        assert short.engine.inspect("api", key, now_ns) == long.engine.inspect("api", key, now_ns)
+
+
+@pytest.fixture
+def node() -> Router:
+    node = router()
+    node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3}), 0)
+    return node
+
+
+def test_the_short_way_is_taken_by_keys_new_young_and_old(node: Router) -> None:
+    shortcut = Shortcut(node)
+    assert shortcut.grant("api", "k", 0) == ((3, 3), 2, S)
+    assert shortcut.grant("api", "k", 0) == ((3, 3), 1, 2 * S)
+    plan = node.engine.rules["api"].default
+    plan.table.rotate(3 * S)
+    assert shortcut.grant("api", "k", 3 * S) == ((3, 3), 2, S)
+    assert node.engine.buckets == 1
+
+
+def test_a_denial_another_nodes_key_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:
+    shortcut = Shortcut(node)
+    assert [shortcut.grant("api", "k", 0) is None for _ in range(4)] == [False, False, False, True]
+    assert shortcut.grant("none", "k", 0) is None
+    node.links["b"] = None  # type: ignore[assignment]
+    node.ring = Ring(2, {"b": member("b")})
+    assert shortcut.grant("api", "other", 0) is None
+
+
+def test_without_room_for_another_bucket_a_new_key_is_left_to_the_router() -> None:
+    node = router(buckets_max=1)
+    node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3}), 0)
+    shortcut = Shortcut(node)
+    assert shortcut.grant("api", "k", 0) is not None
+    assert shortcut.grant("api", "other", 0) is None
+    assert shortcut.grant("api", "k", 0) is not None
+
+
+def test_a_node_with_nobody_to_tell_notes_no_changes_and_one_with_peers_does(node: Router) -> None:
+    shortcut = Shortcut(node)
+    assert shortcut.grant("api", "k", 0)
+    assert isinstance(node.check(Check("api", "k", 2), 0), Verdict)
+    assert node.engine.take_changed() == []
+    node.engine.has_copies = True
+    assert shortcut.grant("api", "l", 0)
+    assert node.engine.take_changed() == [("api", "l")]
