@@ -349,6 +349,4 @@ class StallProbe:
 def _compare_p99(report: Report, before_s: float, during_s: float) -> None:
     # Told, not judged: on two cores, four nodes and the load slow each other down whatever they do.
     times = during_s / before_s
-    report.note(
-        f"p99 {before_s * 1e3:.1f} ms before, {during_s * 1e3:.1f} ms during the move: {times:.1f} times (aim: 3)"
-    )
+    report.note(f"p99 {before_s * 1e3:.1f} ms before, {during_s * 1e3:.1f} ms meanwhile: {times:.1f} times (aim: 3)")
