@@ -121,8 +121,8 @@ class Plan:
             state = old.get(key)
             if state is not None:
                 state -= table.shift
-            elif len(self.relatives) == 1 and table.census.buckets < table.census.buckets_max:
-                state = v
+            elif self.relatives == [table] and table.census.buckets < table.census.buckets_max:
+                state = v  # new to the whole rule
             else:
                 return None
         spent = state - v + UNIT if state > v else UNIT
@@ -136,6 +136,10 @@ class Plan:
 
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key if they are there; a denial changes nothing, cost 0 is a peek."""
+        if cost == 1:
+            grant = self.grant(key, now_ns)
+            if grant is not None:
+                return Verdict(True, self.tokens, grant[1], grant[2], 0, self.window_s)
         table = self.table
         clock = table.clock
         num, den = clock.num, clock.den

@@ -102,6 +102,10 @@ class Router:
                 return self.engine.check(check, now_ns)
             outcome = self.keeper.decide(check, now_ns)
             return self._alone(check, now_ns) if outcome is None else outcome
+        return self.pass_on(owner, check, now_ns)
+
+    def pass_on(self, owner: str | None, check: Check, now_ns: int) -> Outcome | Forward:
+        """Have a check of this node's own callers decided by another node, the owner of its key."""
         timeout_ns = self._peer_timeout_ns
         forward = Forward(check, now_ns + timeout_ns, expires_ns=now_ns + WAYS_MAX * timeout_ns)
         return self.forward(owner, forward, now_ns) or forward

@@ -1,21 +1,25 @@
-"""The short way of the check that nearly all are: cost 1, no segment, a key of this node, allowed.
+"""The short way of the check that nearly all are: cost 1, no segment; a key of this node and allowed, or another's.
 
-It decides exactly what `Router.check` would and nothing else: for whatever is unusual it does nothing and says None.
-What it saves is objects and calls: no `Check` is built, no `Verdict`, and nobody is asked whether any of the rare
-things applies. A GET takes 10,000 instructions of 52,000 less so.
+It does exactly what `Router.check` would and nothing else: for whatever is unusual it does nothing and says None.
+What it saves is objects and calls: for this node's keys no `Check` is built, no `Verdict`, and nobody is asked whether
+any of the rare things applies. A GET takes 10,000 instructions of 52,000 less so.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.model import Check
+
 if TYPE_CHECKING:
+    from limiter_node.core.links import Forward
+    from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
 
 
 class Shortcut:
-    """Decides, on a router's behalf, the checks that it would decide at once and allow."""
+    """Decides, on a router's behalf, the checks that it would decide at once and allow, and sends off others' keys."""
 
     __slots__ = ("_engine", "_keeper", "_router")
 
@@ -24,13 +28,19 @@ class Shortcut:
         self._engine = router.engine
         self._keeper = router.keeper
 
-    def grant(self, rule_name: str, key: str, now_ns: int) -> Grant | None:
-        """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router."""
+    def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
+        """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router.
+
+        What is no `Grant` (a tuple) is as of `Router.check`.
+        """
         router, engine = self._router, self._engine
-        if router.ring.owner(key) != router.node_id or now_ns >= self._keeper.free_until_ns or engine.sync_rules:
-            return None
         rule = engine.rules.get(rule_name)
-        if rule is None or key in engine.entries or rule.rule.shadow:
+        if rule is None:
+            return None
+        owner = router.ring.owner(key)
+        if owner != router.node_id:
+            return router.pass_on(owner, Check(rule_name, key), now_ns)
+        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or key in engine.entries or rule.rule.shadow:
             return None
         grant = rule.default.grant(key, now_ns)
         if grant is not None and engine.has_copies:

@@ -120,6 +120,13 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
     ).encode()
 
 
+def usual_grant(verdict: Verdict) -> Grant | None:
+    """What `UsualAnswers` makes an answer of; None for a verdict that has more to say."""
+    if verdict.allowed and not verdict.degraded and verdict.would_allow is None:
+        return (verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns
+    return None
+
+
 class UsualAnswers:
     """The answers for checks of one rule that were allowed and have nothing else to say, which nearly all get.
 

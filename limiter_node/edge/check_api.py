@@ -16,7 +16,15 @@ from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, Verdict
 from limiter_node.core.rules import is_name
 from limiter_node.core.shortcut import Shortcut
-from limiter_node.edge.answers import Problem, UsualAnswers, json_answer, problem_answer, verdict_answer, verdict_json
+from limiter_node.edge.answers import (
+    Problem,
+    UsualAnswers,
+    json_answer,
+    problem_answer,
+    usual_grant,
+    verdict_answer,
+    verdict_json,
+)
 from limiter_node.edge.requests import (
     PLAIN_GET,
     CheckBody,
@@ -53,7 +61,7 @@ class CheckApi:
         self._engine = router.engine
         self._counters = counters
         self._on_unknown_rule = on_unknown_rule
-        self.grant = Shortcut(router).grant
+        self.shortcut = Shortcut(router).check
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -88,12 +96,13 @@ class CheckApi:
         usual = self._by_start.get(start)
         if usual is None or find_unplain(key) or not 0 < len(key) <= 512:
             return self._other_plain_get(text, request, slot)
-        now_ns = request.now_ns
-        grant = self.grant(usual.rule, key, now_ns)
-        if grant is None:
+        outcome = self.shortcut(usual.rule, key, request.now_ns)
+        if isinstance(outcome, tuple):
+            usual.counters.allowed += 1
+            return usual.answer(outcome, request.date)
+        if outcome is None:
             return self._check(Check(usual.rule, key), 429, request, slot)
-        usual.counters.allowed += 1
-        return usual.answer(grant, request.date)
+        return self._tell(usual.rule, 429, request, slot, outcome)
 
     def _other_plain_get(self, text: str, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         match = match_plain_get(text)
@@ -143,22 +152,29 @@ class CheckApi:
         body = decoded(request.body, decode_check)
         usual = self.usual.get(body.rule)
         if usual is not None and not request.connection_header and body.is_usual():
-            grant = self.grant(body.rule, body.key, request.now_ns)
-            if grant is not None:
+            outcome = self.shortcut(body.rule, body.key, request.now_ns)
+            if isinstance(outcome, tuple):
                 usual.counters.allowed += 1
-                return usual.answer(grant, request.date)
+                return usual.answer(outcome, request.date)
+            if outcome is not None:
+                return self._tell(body.rule, 429, request, slot, outcome)
         return self._check(to_check(body), 429, request, slot)
 
     def _check(self, check: Check, deny_status: int, request: HttpConnection, slot: Slot) -> bytes | None:
-        outcome = self.ask(check, request.now_ns)
-        if type(outcome) is Verdict:  # as nearly always
-            self._counters.count(check.rule, outcome)
-            return verdict_answer(check.rule, outcome, deny_status, request.date, request.connection_header)
+        return self._tell(check.rule, deny_status, request, slot, self.ask(check, request.now_ns))
+
+    def _tell(
+        self, rule: str, deny_status: int, request: HttpConnection, slot: Slot, outcome: Outcome | Forward | Problem
+    ) -> bytes | None:
+        """Answer with the outcome, now or when it comes."""
+        about = rule, deny_status, request, request.connection_header
         if isinstance(outcome, Forward):
-            answer = partial(self._answer, check.rule, deny_status, request, request.connection_header)
-            outcome.reply = lambda late: slot.fill(answer(late))
+            outcome.reply = partial(self._tell_late, slot, about)
             return None
-        return self._answer(check.rule, deny_status, request, request.connection_header, outcome)
+        return self._answer(*about, outcome)
+
+    def _tell_late(self, slot: Slot, about: tuple[str, int, HttpConnection, str], outcome: Outcome) -> None:
+        slot.fill(self._answer(*about, outcome))
 
     def _answer(
         self,
@@ -168,6 +184,12 @@ class CheckApi:
         connection: str,
         outcome: Outcome | Problem,
     ) -> bytes:
+        if type(outcome) is Verdict and not connection:
+            grant = usual_grant(outcome)
+            usual = self.usual.get(rule)
+            if grant is not None and usual is not None:
+                usual.counters.allowed += 1
+                return usual.answer(grant, request.date)
         verdict = self.judge(rule, outcome)
         if isinstance(verdict, Problem):
             return problem_answer(verdict, request.date, connection)
@@ -196,28 +218,30 @@ class _Batch:
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
         api, now_ns, results = self._api, self._request.now_ns, self._results
-        grant_of, usual_of = api.grant, api.usual.get
+        shortcut, usual_of = api.shortcut, api.usual.get
         for index, body in enumerate(self._bodies):
             if type(body) is CheckBody and body.is_usual() and (usual := usual_of(body.rule)) is not None:
-                grant = grant_of(body.rule, body.key, now_ns)
-                if grant is not None:
+                outcome = shortcut(body.rule, body.key, now_ns)
+                if isinstance(outcome, tuple):
                     usual.counters.allowed += 1
-                    results[index] = usual.result(grant)
+                    results[index] = usual.result(outcome)
                     continue
-            self._ask_router(index, body)
+                if outcome is not None:
+                    self._take(index, body.rule, outcome)
+                    continue
+            check = check_or_problem(body)
+            if isinstance(check, Problem):
+                self._put(index, "", check)
+            else:
+                self._take(index, check.rule, api.ask(check, now_ns))
         return None if self._missing else self._answer()
 
-    def _ask_router(self, index: int, body: CheckBody | Problem) -> None:
-        check = check_or_problem(body)
-        if isinstance(check, Problem):
-            self._put(index, "", check)
-            return
-        outcome = self._api.ask(check, self._request.now_ns)
+    def _take(self, index: int, rule: str, outcome: Outcome | Forward | Problem) -> None:
         if isinstance(outcome, Forward):
             self._missing += 1
-            outcome.reply = partial(self._late, index, check.rule)
+            outcome.reply = partial(self._late, index, rule)
         else:
-            self._put(index, check.rule, outcome)
+            self._put(index, rule, outcome)
 
     def _late(self, index: int, rule: str, outcome: Outcome) -> None:
         self._put(index, rule, outcome)
@@ -226,6 +250,13 @@ class _Batch:
             self._slot.fill(self._answer())
 
     def _put(self, index: int, rule: str, outcome: Outcome | Problem) -> None:
+        if type(outcome) is Verdict:
+            grant = usual_grant(outcome)
+            usual = self._api.usual.get(rule)
+            if grant is not None and usual is not None:
+                usual.counters.allowed += 1
+                self._results[index] = usual.result(grant)
+                return
         verdict = self._api.judge(rule, outcome)
         if isinstance(verdict, Problem):
             self._results[index] = msgspec.json.encode({"error": verdict.document()}).decode()

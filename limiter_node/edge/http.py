@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _WHOLE_GET = re.compile(rb"GET \S+( HTTP/1\.1\r\n.+)", re.DOTALL)
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HttpConnection(asyncio.Protocol):
@@ -55,6 +54,7 @@ class HttpConnection(asyncio.Protocol):
         self._last_ns = clock.now_ns()
         self._unread_ns = 0  # since when the client does not read; 0 while it does
         self._is_closing = False
+        self._is_full = False  # reading pauses until enough of the queue has left
         self._is_ended = False  # the client has closed its side
         self._in_head = False
         self._ended = 0  # requests parsed to their end so far
@@ -111,19 +111,18 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def process(self, data: bytes, now_ns: int) -> bytes | None:
-        """Answer what was read. The answer is returned when it is all there is to write; else answers leave by `flush`.
+        """Answer what was read: with the bytes to be written, or else (None) by `flush`.
 
-        To return it saves the way through the queue of answers, a twentieth of a check's time.
+        To return them saves the way through the queue of answers, a twentieth of a check's time. Empty: nothing yet.
         """
         self.now_ns = self._last_ns = now_ns
-        # A GET whose bytes behind the target are those of the GET before it: the parser has found them good, so only
-        # the target is new. Clients and balancers that keep a connection send the same headers again and again; for
-        # them this saves a quarter of a check's time.
+        # Clients and balancers that keep a connection send the same headers again and again. The parser has found them
+        # good once, so only the target is new: this saves a quarter of a check's time.
         target = data.removesuffix(self._known_tail)
         if len(target) < len(data) and not (self._began_ns or self._is_closing or self._server.is_draining):
             answer = self._known_get(target)
-            if answer is not False:
-                return cast("bytes | None", answer)
+            if answer is not None:
+                return answer
         if not self._is_closing:
             self._parse(data)
         if len(data) > limits.READ_BYTES_LONG:
@@ -131,8 +130,8 @@ class HttpConnection(asyncio.Protocol):
         self._pause_if_full()
         return None
 
-    def _known_get(self, target: bytes) -> bytes | bool | None:
-        """Answer a GET of known headers, by the bytes before them; False, for the parser, if those are unusual."""
+    def _known_get(self, target: bytes) -> bytes | None:
+        """Answer a GET of known headers, by the bytes before them; None, for the parser, if those are unusual."""
         self.connection_header = ""
         slot = self._spare
         try:
@@ -142,15 +141,18 @@ class HttpConnection(asyncio.Protocol):
         if answer is None:
             self._queue.append(slot)
             self._spare = Slot(self)
-            self._pause_if_full()
-        elif (self._queue or self._out) and answer is not False:
-            self._enqueue(cast("bytes", answer))
-            self._pause_if_full()
+        elif isinstance(answer, bool):
             return None
-        return answer
+        elif self._queue or self._out:
+            self._enqueue(answer)
+        else:
+            return answer
+        self._pause_if_full()
+        return b""
 
     def _pause_if_full(self) -> None:
         if len(self._queue) > limits.PIPELINE_MAX:
+            self._is_full = True
             self._transport.pause_reading()
 
     def _parse(self, data: bytes) -> None:
@@ -174,9 +176,9 @@ class HttpConnection(asyncio.Protocol):
         """
         if self._in_head:
             if self._raw_bytes > limits.HEAD_BYTES_MAX:
-                self._refuse(Problem(431, HEAD_DETAIL, closes=self._raw_bytes > limits.HEAD_BYTES_TORN))
+                self._refuse(Problem(431, limits.HEAD_DETAIL, closes=self._raw_bytes > limits.HEAD_BYTES_TORN))
         elif self._raw_bytes > limits.HEAD_BYTES_TORN + 9 * self._body_bytes:
-            self._refuse(Problem(431, HEAD_DETAIL, closes=True))
+            self._refuse(Problem(431, limits.HEAD_DETAIL, closes=True))
 
     def _feed(self, data: bytes) -> bytes:
         """Parse; returns what is to be parsed anew, behind a head that wanted to change the protocol."""
@@ -256,7 +258,7 @@ class HttpConnection(asyncio.Protocol):
             case 17:
                 self._is_chunked |= name.lower() == b"transfer-encoding"  # only chunked passes the parser
         if self._head_bytes > limits.HEAD_BYTES_MAX:
-            self._refuse(Problem(431, HEAD_DETAIL))
+            self._refuse(Problem(431, limits.HEAD_DETAIL))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -266,15 +268,15 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(Problem(400, f"{self._hosts} Host headers; exactly one is needed", closes=True))
         elif self._content_length > limits.BODY_BYTES_MAX:
             # Who waits for a 100 may send the body or not: only closing keeps the framing unambiguous.
-            self._refuse(Problem(413, BODY_DETAIL, closes=self._expects_continue))
+            self._refuse(Problem(413, limits.BODY_DETAIL, closes=self._expects_continue))
         elif self._expects_continue and not self._is_refused:
-            self._enqueue(CONTINUE)
+            self._enqueue(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
         self._body_bytes += len(part)
         if self._body_bytes > limits.BODY_BYTES_MAX:
             self._body_parts.clear()
-            self._refuse(Problem(413, BODY_DETAIL))
+            self._refuse(Problem(413, limits.BODY_DETAIL))
         elif not self._is_refused:
             self._body_parts.append(part)
 
@@ -362,7 +364,8 @@ class HttpConnection(asyncio.Protocol):
             self._finish()
         elif self._is_ended and not queue:
             self._transport.close()
-        elif self._is_closing is False and len(queue) <= limits.PIPELINE_MAX // 2:
+        elif self._is_full and not self._is_closing and len(queue) <= limits.PIPELINE_MAX // 2:
+            self._is_full = False
             self._resume()
 
     def _finish(self) -> None:
@@ -382,13 +385,16 @@ class HttpConnection(asyncio.Protocol):
         self._transport.close()
 
     def was_answered(self) -> None:
-        """Have the answers written that can be."""
+        """Have the answers written that can be; a single one at once, for the transport gathers this pass' writes."""
+        queue = self._queue
+        if len(queue) == 1 and not (self._out or self._is_closing or self._is_ended or self._is_full):
+            slot = queue[0]
+            if slot.answer is not None and not slot.closes:
+                queue.clear()
+                self.write(slot.answer)
+                return
         self._server.was_answered(self)
 
     def _resume(self) -> None:
         if not self._unread_ns and not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()
-
-
-HEAD_DETAIL = f"the headers are longer than {limits.HEAD_BYTES_MAX} bytes"
-BODY_DETAIL = f"the body is longer than {limits.BODY_BYTES_MAX} bytes"

@@ -75,7 +75,7 @@ class HttpServer:
         for (connection, _), answer in zip(reads, answers, strict=True):
             if answer is None:
                 connection.flush()
-            else:
+            elif answer:
                 connection.write(answer)
         for connection in answered:
             connection.flush()

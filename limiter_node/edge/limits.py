@@ -6,6 +6,9 @@ HEAD_BYTES_TORN = 64 << 10
 """A head that has not ended by here will not: answered, and the connection closed."""
 
 BODY_BYTES_MAX = 1 << 20
+HEAD_DETAIL = f"the headers are longer than {HEAD_BYTES_MAX} bytes"
+BODY_DETAIL = f"the body is longer than {BODY_BYTES_MAX} bytes"
+
 PIPELINE_MAX = 256
 """Answers a connection may wait for before its reading pauses."""
 

@@ -65,8 +65,8 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
     engine = node.engine
     match event:
         case "check", key, _:
-            grant = shortcut.grant("api", key, now_ns) if shortcut else None
-            if grant is not None:
+            grant = shortcut.check("api", key, now_ns) if shortcut else None
+            if isinstance(grant, tuple):
                 (limit, window_s), remaining, reset_ns = grant
                 return Verdict(True, limit, remaining, reset_ns, 0, window_s)
             outcome = node.check(Check("api", key), now_ns)
@@ -110,37 +110,42 @@ def node() -> Router:
 
 def test_the_short_way_is_taken_by_keys_new_young_and_old(node: Router) -> None:
     shortcut = Shortcut(node)
-    assert shortcut.grant("api", "k", 0) == ((3, 3), 2, S)
-    assert shortcut.grant("api", "k", 0) == ((3, 3), 1, 2 * S)
+    assert shortcut.check("api", "k", 0) == ((3, 3), 2, S)
+    assert shortcut.check("api", "k", 0) == ((3, 3), 1, 2 * S)
     plan = node.engine.rules["api"].default
     plan.table.rotate(3 * S)
-    assert shortcut.grant("api", "k", 3 * S) == ((3, 3), 2, S)
+    assert shortcut.check("api", "k", 3 * S) == ((3, 3), 2, S)
     assert node.engine.buckets == 1
 
 
-def test_a_denial_another_nodes_key_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:
+def test_a_denial_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:
     shortcut = Shortcut(node)
-    assert [shortcut.grant("api", "k", 0) is None for _ in range(4)] == [False, False, False, True]
-    assert shortcut.grant("none", "k", 0) is None
-    node.links["b"] = None  # type: ignore[assignment]
+    assert [shortcut.check("api", "k", 0) is None for _ in range(4)] == [False, False, False, True]
+    assert shortcut.check("none", "k", 0) is None
+
+
+def test_a_key_of_another_node_is_passed_on(node: Router) -> None:
     node.ring = Ring(2, {"b": member("b")})
-    assert shortcut.grant("api", "other", 0) is None
+    outcome = Shortcut(node).check("api", "k", 0)
+    assert outcome == node.check(Check("api", "other"), 0)
+    assert isinstance(outcome, Verdict)
+    assert outcome.degraded  # there is no link to that node
 
 
 def test_without_room_for_another_bucket_a_new_key_is_left_to_the_router() -> None:
     node = router(buckets_max=1)
     node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3}), 0)
     shortcut = Shortcut(node)
-    assert shortcut.grant("api", "k", 0) is not None
-    assert shortcut.grant("api", "other", 0) is None
-    assert shortcut.grant("api", "k", 0) is not None
+    assert shortcut.check("api", "k", 0) is not None
+    assert shortcut.check("api", "other", 0) is None
+    assert shortcut.check("api", "k", 0) is not None
 
 
 def test_a_node_with_nobody_to_tell_notes_no_changes_and_one_with_peers_does(node: Router) -> None:
     shortcut = Shortcut(node)
-    assert shortcut.grant("api", "k", 0)
+    assert shortcut.check("api", "k", 0)
     assert isinstance(node.check(Check("api", "k", 2), 0), Verdict)
     assert node.engine.take_changed() == []
     node.engine.has_copies = True
-    assert shortcut.grant("api", "l", 0)
+    assert shortcut.check("api", "l", 0)
     assert node.engine.take_changed() == [("api", "l")]

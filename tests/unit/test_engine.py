@@ -452,3 +452,10 @@ def test_a_tick_without_rules_does_nothing(engine: Engine) -> None:
     for step in range(3):
         engine.tick(step * SWEEP_PERIOD_NS)
     assert (engine.buckets, engine.evicted) == (0, 0)
+
+
+def test_a_key_that_gets_numbers_of_its_own_takes_what_it_has_spent_along_into_its_next_check(engine: Engine) -> None:
+    put(engine, rate="1/s", burst=10)
+    spend(engine, 4)
+    put_key(engine, "k", {"rules": {"api": {"rate": "1/s", "burst": 20}}})
+    assert spend(engine, 1).remaining == 15
