@@ -261,15 +261,16 @@ class Engine:
             self._orphans.put(copy, follows=follows)
             return
         key = copy.key
-        holding = rule.holding(key)
+        target = self._plan(rule, key, copy.segment, now_ns)
+        # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
+        holding = target if target.table.state(key) is not None else rule.holding(key)
         known = 0 if holding is None else holding.spent(key, now_ns)
         spent = 0 if copy.spent == FORGOTTEN_SPENT else max(known, copy.spent * UNITS_PER_MICRO)
-        target = self._plan(rule, key, copy.segment, now_ns) if follows or spent > known else holding
-        if spent == known and target is holding:
+        if spent == known and (target is holding or not follows):
             return
-        if holding is not None:
+        if holding is not None and not (spent and target is holding):
             holding.table.pop_spent(key, now_ns)
-        if spent and target is not None:
+        if spent:
             target.table.put_spent(key, spent, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)

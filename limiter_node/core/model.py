@@ -25,6 +25,9 @@ NEVER = -1
 """`Verdict.retry_ns` when no amount of waiting lets the cost fit."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
+ShortText = Annotated[str, msgspec.Meta(max_length=64)]
+"""A name between nodes, which have checked it: to match the pattern of two again takes half the time of a `Copy`."""
+
 Revision = Annotated[int, msgspec.Meta(ge=0)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=COST_MAX)]
 
@@ -111,9 +114,9 @@ class Member(msgspec.Struct, frozen=True):
 class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a key has spent under a rule, for a node that holds a copy of its bucket or takes it over."""
 
-    rule: Name
+    rule: ShortText
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-    segment: Name  # of the plan that holds the bucket, where the key has no numbers of its own
+    segment: ShortText  # of the plan that holds the bucket, where the key has no numbers of its own
     spent: int  # millionths of a token, rounded up; FORGOTTEN_SPENT: whatever the copy says is to be forgotten
 
 
