@@ -55,7 +55,6 @@ def grants_of(keys: Sequence[str], verdicts: Sequence[Any]) -> Counter[str]:
 
 def wait_replicated(fleet: Fleet) -> None:
     """Wait until all that was granted before this call is at the replicas."""
-    time.sleep(DELIVERY_S)  # a node does not count as due what it has not looked at yet
     eventually(fleet.has_replicated, 60.0, "copies at the replicas")
 
 
