@@ -1,0 +1,263 @@
+"""The gate: who is let through to a backend, and what is counted of it."""
+
+from __future__ import annotations
+
+from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Policy
+from limiter_node.core.adaptive.gate import Gate
+
+NS = 1_000_000_000
+MS = 1_000_000
+
+
+def gate(mode: str = "on", **policy: float) -> Gate:
+    return Gate(Policy(mode=mode, **policy), lambda: 0.5)
+
+
+def served(gate: Gate, rate: float, seconds: float, *, latency_ms: float = 100, now_ns: int = 0) -> int:
+    """Have checks come evenly and each be reported `latency_ms` after it was admitted; returns when it ended."""
+    pending: list[int] = []
+    end_ns = now_ns + round(seconds * NS)
+    every_ns = round(NS / rate)
+    while now_ns < end_ns:
+        while pending and pending[0] + latency_ms * MS <= now_ns:
+            gate.report(latency_ms, "ok", 1, int(pending.pop(0) + latency_ms * MS))
+        if not gate.admit(5, now_ns):
+            pending.append(now_ns)
+        now_ns += every_ns
+    for admitted_ns in pending:
+        gate.report(latency_ms, "ok", 1, max(now_ns, int(admitted_ns + latency_ms * MS)))
+    return now_ns
+
+
+def admitted(gate: Gate, priority: int, times: int, now_ns: int = 0, every_ns: int = 0) -> int:
+    return sum(not gate.admit(priority, now_ns + number * every_ns) for number in range(times))
+
+
+# What is published.
+
+
+def test_with_nothing_published_everything_is_admitted() -> None:
+    assert admitted(gate(), 9, 1_000) == 1_000
+
+
+def test_a_multiplier_alone_is_the_plans_business() -> None:
+    one = gate()
+    one.apply(Decision(0.1, "pinned", ""), 0)
+    assert admitted(one, 5, 100) == 100
+
+
+def test_a_fraction_is_admitted_evenly() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", priorities={"5": 0.25}), 0)
+    answers = [not one.admit(5, 0) for _ in range(400)]
+    assert sum(answers) == 100
+    assert all(sum(answers[start : start + 4]) == 1 for start in range(0, 400, 4))
+
+
+def test_a_priority_that_is_not_named_gets_no_more_than_any_above_it() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", priorities={"3": 0.5, "5": 0.8}), 0)
+    assert [admitted(one, priority, 100) for priority in (0, 3, 4, 5, 9)] == [100, 50, 50, 80, 50]
+
+
+def test_a_name_that_is_no_priority_changes_nothing() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", priorities={"premium": 0.1}), 0)
+    assert admitted(one, 0, 100) == 100
+
+
+def test_a_rate_bounds_this_nodes_share() -> None:
+    one = gate()
+    one.set_share(0.25, 0)
+    one.apply(Decision(0.5, "overload", "", rate=400), 0)
+    assert abs(admitted(one, 0, 10_000, 0, NS // 1_000) - 1_000) <= 30
+    one.set_share(0.5, 10 * NS)
+    assert abs(admitted(one, 0, 10_000, 10 * NS, NS // 1_000) - 2_000) <= 60
+
+
+def test_a_share_of_nothing_ends() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", rate=400), 0)
+    one.set_share(0, 0)
+    admitted(one, 0, 1_000)
+    assert admitted(one, 0, 100, NS) == 0
+    one.set_share(1, NS)
+    assert admitted(one, 0, 100, 2 * NS) > 50
+
+
+def test_the_lowest_priority_is_shed_first_and_starves_at_none() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", rate=100), 0)
+    got = dict.fromkeys((0, 5, 9), 0)
+    for tick in range(10_000):
+        for priority, every in ((0, 20), (5, 20), (9, 10)):  # 50, 50 and 100 a second
+            if tick % every == priority:
+                got[priority] += not one.admit(priority, tick * MS)
+    assert got[0] > 485
+    assert got[5] > 350
+    assert 40 <= got[9] <= 110
+    assert sum(got.values()) <= 1_000 + 30
+
+
+def test_what_the_higher_ones_leave_the_lowest_gets() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", rate=100), 0)
+    assert abs(admitted(one, 9, 10_000, 0, MS) - 1_000) <= 30
+
+
+def test_a_pulse_ends_by_itself_and_is_not_prolonged_by_the_same_again() -> None:
+    one = gate()
+    pulse = Decision(0.1, "drain", "", rate=10, hold_rate=100, expires_ms=1_000)
+    one.apply(pulse, 0)
+    assert admitted(one, 0, 1_000, 0, MS) <= 14
+    one.apply(pulse, NS)
+    assert 95 <= admitted(one, 0, 1_000, NS, MS) <= 105
+    one.apply(None, 2 * NS)
+    assert admitted(one, 0, 100, 2 * NS) == 100
+
+
+def test_those_turned_away_are_told_to_come_back_later_the_more_of_them_there_are() -> None:
+    chances = iter([0.0, 0.999, 0.5, 0.5])
+    one = Gate(Policy(), lambda: next(chances, 0.5))
+    one.apply(Decision(0.5, "overload", "", priorities={"5": 0.0}), 0)
+    assert 0.5 * NS <= one.admit(5, 0) <= 1.5 * NS
+    one.take_load(NS)
+    for _ in range(100):
+        one.admit(5, NS)
+    one.take_load(2 * NS)
+    assert one.admit(5, 2 * NS) >= 4 * NS
+
+
+def test_in_observe_mode_nobody_is_turned_away_and_it_is_counted_who_would_be() -> None:
+    one = gate("observe")
+    one.apply(Decision(0.5, "overload", "", priorities={"5": 0.25}), 0)
+    assert admitted(one, 5, 100) == 100
+    assert one.would_deny == sum(one.denied_by_priority) == 75
+    assert sum(one.take_load(NS).admitted) == 25
+
+
+def test_in_off_mode_it_only_counts() -> None:
+    one = gate("off")
+    one.apply(Decision(0.05, "overload", "", rate=1, priorities={"5": 0.25}), 0)
+    assert admitted(one, 5, 100) == 100
+    assert (one.would_deny, one.state) == (0, "off")
+    one.set_policy(Policy())
+    assert admitted(one, 5, 100) < 25
+    assert one.state == "rationed"
+
+
+# What is counted.
+
+
+def test_a_load_is_what_was_counted_since_the_last_one() -> None:
+    one = gate()
+    one.apply(Decision(0.5, "overload", "", priorities={"9": 0.5}), 0)
+    for priority in (0, 9, 9):
+        one.offer(priority)
+    for priority in (0, 9):
+        one.admit(priority, 0)
+        one.admit(priority, 0)
+    one.report(20, "ok", 3, NS)
+    one.report(None, "refused", 2, NS)
+    one.report(5, "failed", 1, NS)
+    one.report(1_000, "timeout", 1, NS)
+    one.take_load(NS)
+    one.offer(3)
+    one.admit(3, NS)
+    one.report(20, "ok", 3, 2 * NS)
+    one.report(None, "refused", 2, 2 * NS)
+    load = one.take_load(3 * NS)
+    assert (load.span_ns, load.nodes) == (2 * NS, 1)
+    assert load.offered == load.wanted == load.admitted == [0, 0, 0, 1] + [0] * 6
+    assert (load.completed, load.refused, load.failed, load.timeouts) == (5, 2, 0, 0)
+    assert load.latency.count == 3
+
+
+# The guard.
+
+
+def test_the_guard_is_quiet_while_all_is_well() -> None:
+    one = gate(slo_ms=500)
+    now_ns = served(one, 400, 60)
+    now_ns = served(one, 40, 30, now_ns=now_ns)
+    now_ns = served(one, 4, 60, now_ns=now_ns)
+    assert sum(one.denied_by_guard) == 0
+    assert one.guard.is_on
+    assert one.state == "open"
+
+
+def test_a_backend_that_falls_silent_is_cut_within_a_second_and_tried_again() -> None:
+    one = gate(slo_ms=500)
+    now_ns = served(one, 400, 20)
+    first = admitted(one, 5, 400, now_ns, NS // 400)
+    assert first < 300
+    later = admitted(one, 5, 20_000, now_ns + NS, NS // 400)
+    assert 0 < later < 400
+    assert one.state == "guarded"
+
+
+def test_the_guard_lets_go_within_seconds_when_the_backend_is_back() -> None:
+    one = gate(slo_ms=500)
+    now_ns = served(one, 200, 20)
+    admitted(one, 5, 4_000, now_ns, NS // 200)
+    now_ns = served(one, 200, 10, now_ns=now_ns + 20 * NS)
+    before = sum(one.denied_by_guard)
+    served(one, 200, 10, now_ns=now_ns)
+    assert sum(one.denied_by_guard) == before
+    assert one.state == "open"
+
+
+def test_high_priorities_may_fill_more_of_the_guards_limit() -> None:
+    one = gate(slo_ms=500)
+    now_ns = served(one, 400, 20)
+    lowest = admitted(one, 9, 1_000, now_ns)
+    middle = admitted(one, 5, 1_000, now_ns)
+    highest = admitted(one, 0, 1_000, now_ns)
+    assert lowest > 0
+    assert middle > 0
+    assert highest > 0
+    assert admitted(one, 0, 100, now_ns) == 0
+
+
+def test_callers_that_report_half_are_not_throttled_and_those_that_report_little_have_no_guard() -> None:
+    half, little = gate(slo_ms=500), gate(slo_ms=500)
+    now_ns = 0
+    for number in range(20_000):
+        now_ns = number * 10 * MS
+        half.admit(5, now_ns)
+        little.admit(5, now_ns)
+        if number % 2 == 0:
+            half.report(50, "ok", 1, now_ns)
+        if number % 10 == 0:
+            little.report(50, "ok", 1, now_ns)
+    assert abs(half.guard.ratio - 0.5) < 0.02
+    assert sum(half.denied_by_guard) == sum(little.denied_by_guard) == 0
+    assert half.in_flight < 20
+    assert admitted(little, 5, 10_000, now_ns) == 10_000
+    assert little.in_flight == 0
+
+
+def test_callers_that_never_report_have_no_guard() -> None:
+    assert admitted(gate(slo_ms=500), 5, 10_000, 0, MS) == 10_000
+
+
+def test_in_observe_mode_the_guard_goes_by_what_the_backend_really_gets() -> None:
+    one = gate("observe", slo_ms=500)
+    now_ns = served(one, 400, 20)
+    assert admitted(one, 5, 1_000, now_ns) == 1_000
+    assert one.would_deny > 0
+    assert one.in_flight > 900
+
+
+def test_an_objective_that_nobody_gave_is_learned() -> None:
+    one = gate()
+    served(one, 100, 20, latency_ms=40)
+    assert abs(one.guard.target_ms - 1.5 * 40) < 2  # one normal latency: the objective is twice that, 0.6 of it less
+
+
+def test_a_healthy_check_counts_itself() -> None:
+    one = gate()
+    for priority in range(PRIORITIES):
+        one.offer(priority)
+        one.admit(priority, 0)
+    assert one.offered == one.wanted == one.admitted == [1] * PRIORITIES
