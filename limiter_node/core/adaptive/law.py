@@ -6,7 +6,7 @@ before the cut. L is raised with demand and never falls with it, as the cut itse
     score    s = max(sure p90 / target, 1.3 errors / error_rate_max, 2 if timeouts);  enter at s >= 1 twice, s >= 2 once
     capacity C follows the answers per second while there is more demand than that; grows by g a tick while all is well
     backlog  q = in flight - answers * normal latency - sqrt(...)                                             (Little)
-    rate     R = C - (q - 0.02 C) / 3 s,  within [0.2 C, 1.1 C];  1.15 C while the guards keep p90 within the objective
+    rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C];   1.15 C while the guards hold the latency
     end      well, and a tenth above demand, for 5 s
 
 Cuts are anchored on what was answered, never on the m before, so that ticks during the dead time do not compound. The
@@ -19,7 +19,10 @@ the fallback that people chose, by 0.1 a minute.
 
 from __future__ import annotations
 
+from math import exp, sqrt
+
 from limiter_node.core.adaptive.baseline import Baseline, sure_fraction, sure_p90_ms
+from limiter_node.core.adaptive.capacity import Capacity
 from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import Decision, Load, Policy, Signal
 from limiter_node.core.adaptive.shares import fractions
@@ -33,35 +36,37 @@ ENTER_TICKS = 2
 HEALTHY = 0.8
 """Between 0.8 and 1 nothing changes: the dead band against flapping."""
 
-CLEAR_NORMAL = 1.25
-"""Times the normal p90: so near to it there is no queue at all, and growth may be quick."""
-
 ERROR_WEIGHT = 1.3
 """Errors cross the threshold a little before they reach what people allow."""
 
 TIMEOUTS_MAX = 0.01
 """Surely more than 1 % of outcomes timed out: overload, whatever the latency of the rest is."""
 
-QUEUED = 0.05
-QUEUE_WANTED = 0.02
-DRAIN_S = 3.0
-"""Of the capacity's checks per second: a backlog of 50 ms is a queue, 20 ms are kept (idle servers cost more), and what
-is too much is to be gone in 3 s: slower than the dead time of a second or two, so that it does not ring."""
+QUEUED_S = 0.05
+QUEUE_WANTED_S = 0.02
+QUEUE_SLO = 0.5
+"""Backlogs as seconds of capacity: 50 ms are a queue, 20 ms are kept (idle servers cost more), and half an objective is
+overload at once: it is seen a second before the latencies are."""
 
+DRAIN_S = 1.5
 RATE_CAPACITY_MIN = 0.2
 RATE_CAPACITY_MAX = 1.1
+"""What is too much is to be gone in 1.5 s, near the dead time; a fifth of the capacity is admitted at the least."""
+
 YIELD = 1.15
-"""Of the capacity. How deep a queue is drained, how much is tried above, and how much is left to the guards."""
+"""Of the capacity: what is left to the guards while they hold the latency."""
 
-CAPACITY_WEIGHT = 0.35
-CAPACITY_WEIGHT_UP = 0.7
-"""Of the newest second, in what the capacity is taken for: noise of a second at 100/s is 10 %."""
+HELD_SLO = 0.8
+HELD_TIMEOUTS = 0.05
+"""The guards hold it while the median is below 0.8 of the objective and no more than 5 % time out."""
 
-GROWTH_START = 0.03
-GROWTH_FACTOR = 1.5
-GROWTH_MAX = 0.12
-GROWTH_CLEAR_MAX = 0.4
-"""A tick. Slow start: from a twentieth back to all in some 12 s while no queue shows at all, else at most 12 %."""
+BLIND_TIMEOUTS = 0.3
+"""With more of them the answers tell no capacity."""
+
+SURPLUS_TAU_S = 3.0
+SURPLUS_SIGMAS = 3.0
+"""Checks admitted beyond those answered, leaking: a backlog where nobody can tell what is in flight. Poisson's noise of
+both is left out."""
 
 BINDING = 0.85
 """Of the rate: with so much admitted, or 1 % turned away by it, the rate is what limits."""
@@ -111,13 +116,14 @@ class Law:
     def __init__(self, policy: Policy) -> None:
         self.baseline = Baseline()
         self.is_controlling = False
-        self.capacity = 0.0  # C, checks per second
+        self.capacity = Capacity()  # C
         self.rate = 0.0  # R
         self.demand = 0.0  # L
         self._policy = policy
         self._recent = Recent()
         self._multiplier = 1.0
-        self._growth = GROWTH_START
+        self._surplus = 0.0  # checks admitted and not answered, leaking
+        self._queued = 0.0  # backlog at the last tick
         self._hot = 0  # ticks in a row with a score of 1 and more
         self._well_s = 0.0  # for how long it could have ended
         self._accepted_s = 0.0  # for how long a higher latency was borne by all
@@ -140,7 +146,7 @@ class Law:
         self.is_controlling = decision.multiplier < 1 or decision.rate is not None
         self.rate = decision.hold_rate or decision.rate or 0.0
         self.demand = self.rate / decision.multiplier
-        self.capacity = self.rate
+        self.capacity.begin(self.rate)
 
     def decide(self, load: Load | None, signal: Signal | None, now_ns: int) -> Decision:
         """Take what was heard since the last call; returns what is to be published."""
@@ -156,24 +162,26 @@ class Law:
         if view is None:
             return self._without_news((now_ns - self._heard_ns) / NS, elapsed_s)
         self._heard_ns = now_ns
+        queued = self._backlog(view)
         if self._adopted is not None and self._adopted_ns is None:
             self._adopted_ns = now_ns
             if self.is_controlling and not self.rate:
                 # Only a multiplier was published: what is admitted under it is its rate.
-                self.rate = self.capacity = view.admitted_s
+                self.rate = view.admitted_s
+                self.capacity.begin(self.rate)
                 self.demand = view.admitted_s / self._multiplier
         if not self.is_controlling:
             if self._multiplier < 1:  # out of a fallback, and on from there
                 self._begin(view, self._multiplier * max(self.demand, view.wanted_s))
             else:
-                return self._watch(view)
-        return self._control(view, now_ns)
+                return self._watch(view, queued)
+        return self._control(view, queued, now_ns)
 
     # All is well.
 
-    def _watch(self, view: View) -> Decision:
-        score, error_score, reason = self._score(view)
-        guards = view.is_reported and view.admitted_s < GUARDED * view.wanted_s
+    def _watch(self, view: View, queued: float) -> Decision:
+        score, error_score, reason = self._score(view, queued)
+        guards = view.is_guarded and view.admitted_s < GUARDED * view.wanted_s
         if score <= HEALTHY and not guards:
             self._learn(view)
         self._hot = self._hot + 1 if score >= ENTER else 0
@@ -187,14 +195,15 @@ class Law:
                 self._errors = ErrorTest(view.signal.error_rate, successes_s)
         else:
             self._begin(view, answers_s)
-        return self._settle(view, score, reason)
+        return self._settle(view, queued, score, reason)
 
     def _begin(self, view: View, capacity: float) -> None:
         self.is_controlling = True
         self.demand = max(view.wanted_s, sum(view.mix_s))
-        self.capacity = capacity
+        self.capacity.begin(capacity)
         self.rate = view.admitted_s
-        self._growth = GROWTH_START
+        self._surplus = 0.0  # checks admitted and not answered, leaking
+        self._queued = 0.0  # backlog at the last tick
         self._hot = 0
         self._well_s = self._accepted_s = 0.0
         self._errors = None
@@ -207,15 +216,32 @@ class Law:
         self.demand = 0.0
 
     def _learn(self, view: View) -> None:
-        sent_s = view.wanted_s if self._policy.mode == "observe" else view.admitted_s
+        sent_s = self._sent_s(view)
         if sent_s > 0 and view.signal.p90_ms > 0:
             self.baseline.learn(view.signal, view.answers_s / sent_s, view.span_s)
+
+    def _sent_s(self, view: View) -> float:
+        """Checks per second that went to the backend: where only observed, all."""
+        return view.wanted_s if self._policy.mode == "observe" else view.admitted_s
 
     def _answers_s(self, view: View) -> float:
         """Answers per second in checks: callers may report a part of them."""
         return view.answers_s / (self.baseline.ratio or 1.0)
 
-    def _score(self, view: View) -> tuple[float, float, str]:
+    def _backlog(self, view: View) -> float:
+        """Checks that wait, beyond those that are served."""
+        answers_s = self._answers_s(view)
+        outcomes = view.outcomes_s / (self.baseline.ratio or 1.0) * view.span_s
+        sent = self._sent_s(view) * view.span_s
+        self._surplus = self._surplus * exp(-view.span_s / SURPLUS_TAU_S) + sent - outcomes
+        if not self.baseline.mean_ms:
+            return 0.0
+        base = answers_s * self.baseline.mean_ms / 1e3
+        in_flight = view.in_flight if view.in_flight is not None else answers_s * view.signal.mean_ms / 1e3
+        surplus = self._surplus - SURPLUS_SIGMAS * sqrt(2 * sent)
+        return max(0.0, in_flight - base - sqrt(base + 1), 0.0 if view.is_guarded else surplus)
+
+    def _score(self, view: View, queued: float) -> tuple[float, float, str]:
         """How bad it is (1: overload), how bad by errors alone, and the worst in words."""
         signal = view.signal
         target_ms = self.baseline.target_ms(self._policy)
@@ -224,20 +250,24 @@ class Law:
         excess = sure_fraction(signal.error_rate, signal.samples) - self.baseline.errors
         by_errors = ERROR_WEIGHT * max(excess, 0.0) / max(self._policy.error_rate_max, 1e-3)
         by_timeouts = ENTER_AT_ONCE if sure_fraction(signal.timeout_rate, signal.samples) > TIMEOUTS_MAX else 0.0
-        score = max(by_latency, by_errors, by_timeouts)
+        waits_s = QUEUE_SLO * self.baseline.slo_ms(self._policy) / 1e3 * self._answers_s(view)
+        by_queue = ENTER_AT_ONCE * queued / (waits_s + 1.0)
+        score = max(by_latency, by_errors, by_timeouts, by_queue)
         if by_errors >= score:
             reason = f"errors {signal.error_rate:.1%} > {self._policy.error_rate_max:.1%}"
         elif by_timeouts >= score:
             reason = f"timeouts {signal.timeout_rate:.1%}"
+        elif by_queue >= score:
+            reason = f"{queued:.0f} checks wait"
         else:
             reason = f"p90 {signal.p90_ms:.0f} ms > {target_ms:.0f} ms"
         return score, by_errors, reason
 
     # Something is not.
 
-    def _control(self, view: View, now_ns: int) -> Decision:
+    def _control(self, view: View, queued: float, now_ns: int) -> Decision:
         self.demand = max(self.demand, sum(view.mix_s))
-        score, error_score, reason = self._score(view)
+        score, error_score, reason = self._score(view, queued)
         if self._errors is not None:
             errors_s = self._answers_s(view) * view.signal.error_rate
             verdict = self._errors.step(view.admitted_s, errors_s, view.span_s)
@@ -249,45 +279,39 @@ class Law:
                     self._end()
                     return self._normal("errors do not depend on the load")
         is_new = self._adopted_ns is not None and now_ns - self._adopted_ns < ADOPTED_GROWTH_S * NS
-        self._follow(view, score, error_score, may_grow=not is_new)
+        self._follow(view, queued, score, error_score, may_grow=not is_new)
         if self._is_over(view, score):
             self._end()
             return self._normal("")
-        return self._settle(view, score, reason, is_new=is_new)
-
-    def _backlog(self, view: View) -> float:
-        """Checks that wait, beyond those that are served."""
-        answers_s = self._answers_s(view)
-        base = answers_s * self.baseline.mean_ms / 1e3
-        in_flight = view.in_flight if view.in_flight is not None else answers_s * view.signal.mean_ms / 1e3
-        return max(0.0, in_flight - base - (base + 1) ** 0.5) if self.baseline.mean_ms else 0.0
+        return self._settle(view, queued, score, reason, is_new=is_new)
 
     def _guards_hold(self, view: View) -> bool:
         """Whether the nodes' guards keep the latency, so that the law may yield."""
         slo_ms = self.baseline.slo_ms(self._policy)
         timeouts = sure_fraction(view.signal.timeout_rate, view.signal.samples)
-        return view.is_reported and sure_p90_ms(view.signal) <= slo_ms and timeouts <= TIMEOUTS_MAX
+        return view.is_guarded and view.signal.p50_ms <= HELD_SLO * slo_ms and timeouts <= HELD_TIMEOUTS
 
-    def _follow(self, view: View, score: float, error_score: float, *, may_grow: bool) -> None:
+    def _follow(self, view: View, queued: float, score: float, error_score: float, *, may_grow: bool) -> None:
         """Move the capacity to what is seen."""
         answers_s = self._answers_s(view)
-        guards = view.is_reported and view.admitted_s < GUARDED * min(view.wanted_s, self.rate)
-        busy = self._backlog(view) > QUEUED * self.capacity
+        capacity = self.capacity
+        guards = view.is_guarded and view.admitted_s < GUARDED * min(view.wanted_s, self.rate)
+        least = QUEUED_S * capacity.value
+        was_busy = min(queued, self._queued) > least
+        self._queued = queued
         if error_score > HEALTHY:
             successes_s = answers_s * (1 - view.signal.error_rate)
-            if successes_s < self.capacity and self._errors is None:
-                self.capacity += (successes_s - self.capacity) * CAPACITY_WEIGHT
-        elif busy or (guards and score > HEALTHY):
-            weight = CAPACITY_WEIGHT_UP if answers_s > self.capacity else CAPACITY_WEIGHT
-            self.capacity += (answers_s - self.capacity) * weight
-        self.capacity = max(self.capacity, 1e-3)
-        if score > HEALTHY or (busy and not self._guards_hold(view)):
-            self._growth = GROWTH_START
-        elif may_grow and view.admitted_s >= BINDING * min(self.rate, view.wanted_s * GUARDED):
-            clear = view.signal.p90_ms <= CLEAR_NORMAL * self.baseline.p90_ms
-            if self.rate < self.demand or view.wanted_s > self.rate:
-                self.capacity = max(self.capacity, min(answers_s, self.rate)) * (1 + self._growth)
-            self._growth = min(self._growth * GROWTH_FACTOR, GROWTH_CLEAR_MAX if clear else GROWTH_MAX)
+            if successes_s < capacity.value and self._errors is None:
+                capacity.measure(successes_s)
+        elif view.signal.timeout_rate > BLIND_TIMEOUTS:
+            if answers_s < 0.5 * view.admitted_s:
+                capacity.doubt()
+        elif was_busy or (guards and score > HEALTHY):
+            capacity.measure(answers_s)
+        elif score > HEALTHY or queued > least:
+            capacity.pause()
+        elif may_grow and self.rate < self.demand and view.admitted_s >= BINDING * min(self.rate, view.wanted_s):
+            capacity.grow(min(answers_s, self.rate), is_guarded=view.is_guarded)
 
     def _is_over(self, view: View, score: float) -> bool:
         """Whether all has been well for long enough; a latency that all have borne for long is normal from now on."""
@@ -301,15 +325,15 @@ class Law:
             return True
         return self._well_s >= RELEASE_S
 
-    def _settle(self, view: View, score: float, reason: str, *, is_new: bool = False) -> Decision:
+    def _settle(self, view: View, queued: float, score: float, reason: str, *, is_new: bool = False) -> Decision:
         """Work out the rate of this tick."""
-        capacity = self.capacity
+        capacity = self.capacity.value
         slo_ms = self.baseline.slo_ms(self._policy)
         yields = self._guards_hold(view)
         if yields:
             rate = YIELD * capacity
         else:
-            rate = capacity - (self._backlog(view) - QUEUE_WANTED * capacity) / DRAIN_S
+            rate = capacity - (queued - QUEUE_WANTED_S * capacity) / DRAIN_S
             rate = min(max(rate, RATE_CAPACITY_MIN * capacity), RATE_CAPACITY_MAX * capacity)
             if slo_ms and view.signal.p50_ms > slo_ms:
                 step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
@@ -345,7 +369,7 @@ class Law:
         if drain.is_running:
             if drain.step(p50_ms) is False and p50_ms <= self.baseline.slo_ms(self._policy):
                 self.baseline.reset(view.signal)
-                self.capacity = max(self.capacity, view.wanted_s)
+                self.capacity.begin(max(self.capacity.value, view.wanted_s))
             return drain.is_running
         return drain.wants(p50_ms, self.baseline.p50_ms, view.span_s, is_jammed=score > HEALTHY and not yields)
 
@@ -368,7 +392,7 @@ class Law:
             return self._normal(reason if self.is_controlling else "")
         if self._drain.is_running:
             self._drain.is_running = False
-            self.rate = min(max(self.rate, DRAIN_HOLD * self.capacity), self.demand)
+            self.rate = min(max(self.rate, DRAIN_HOLD * self.capacity.value), self.demand)
             self._multiplier = self.rate / self.demand
         return self._held("hold", reason)
 

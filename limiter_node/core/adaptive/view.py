@@ -33,8 +33,9 @@ class View(msgspec.Struct):
     span_s: float  # since the last tick
     signal: Signal
     answers_s: float  # reported or told per second, timeouts left out
+    outcomes_s: float  # with them
     in_flight: float | None  # checks; None: nobody can tell
-    is_reported: bool  # the gates get reports, so that their guards act
+    is_guarded: bool  # the nodes' guards act
 
 
 class Recent:
@@ -83,8 +84,9 @@ class Recent:
             span_s=load.span_ns / NS if load is not None else 1.0,
             signal=signal,
             answers_s=answers_s,
+            outcomes_s=signal.throughput,
             in_flight=in_flight,
-            is_reported=reported,
+            is_guarded=load is not None and load.in_flight > 0,
         )
 
     def _merged(self) -> Load:
