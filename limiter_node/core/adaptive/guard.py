@@ -38,8 +38,17 @@ RATE_TAU_MIN_S = 0.25
 RATE_TAU_MAX_S = 4.0
 """Rates and latencies are averaged over the time of 15 outcomes (26 % noise), within these bounds."""
 
+RELAX_COUNTS = 4
+RELAX_TAU_S = 0.1
+"""Tight times may end by the latest 4 outcomes, or those of the last 0.1 s: what is lost by ending too early is seen at
+once, and what is lost by waiting is all that probes would have to bring, one at a time."""
+
 LEAK_TAU_S = 2.0
 """Of `out`. Spread reports make it stray by sqrt(rate * tau); a queue that grows for less than this is seen in full."""
+
+LEAK_LOCAL = 10.0
+"""Times as slowly where `out` is known to be what is in flight: latencies are told when they are over, so that in the
+throes of an onset their sum is wrong for a while, by more than a limit."""
 
 LEARN_TAU_S = 30.0
 """Of what is normal: ratio, latency, how far `out` strays. Long against a spike, short against a day."""
@@ -47,7 +56,7 @@ LEARN_TAU_S = 30.0
 LEARN_AGAIN_NS = 5 * NS
 """After tight times or a denial nothing is learned for so long: what follows a jam is not normal."""
 
-TARGET_SHARE = 0.6
+TARGET_SHARE = 0.5
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
 
 TARGET_NORMAL = 1.5
@@ -65,8 +74,37 @@ CALM_SIGMAS = 4.0
 CALM_EXTRA = 2.0
 """Four sigma are one check in 30,000 of a normal distribution; two more checks are for a few per second."""
 
+PROBE_NS = NS
+"""A check is let through when none was for so long, whatever is believed to be out."""
+
+TIGHT_SIGMAS = 0.5
+EASE = 1.0
 MARGIN_SIGMAS = 2.0
 """Of a Poisson count, where the latency leaves room."""
+
+HARD_TARGET = 1.8
+"""Times the target, 0.9 of the objective: so late it is tight whatever the answers do. Between the two it is only while
+more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
+
+GROWTH_TAU_S = 1.0
+GROWTH_SIGMAS = 3.0
+"""Of Poisson's noise in admitted minus answered, over a second."""
+
+DENIED_NS = 200_000_000
+"""The same is told by checks that the guard has turned away within so long: a few steps."""
+
+TRIAL_MIN_NS = 4 * NS
+TRIAL_MAX_NS = 64 * NS
+TRIAL_PASSED_NS = 10 * NS
+"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is tried
+after 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of queue each."""
+
+PATIENCE_NS = 2_500_000_000
+"""After such a trial begins more is admitted than answered anyway, until as much is out as the latency takes."""
+
+HORIZON_LATENCIES = 2.0
+HORIZON_MIN_S = 0.5
+"""Twice the recent latency ago: what was admitted before that is out no more, whatever the reports have said."""
 
 RATIO_MIN = 0.2
 """Reports per check below which the guard is off: a fifth tells too little of the rest."""
@@ -103,6 +141,16 @@ class Guard:
         self._busy = 0.0  # seconds of latency reported per second: what is out, by Little's law
         self._late = 0.0  # decayed sum of latencies (ms) that tell of the queue,
         self._late_count = 0.0  # and of how many
+        self._latest = 0.0  # the same over a shorter time
+        self._latest_count = 0.0
+        self._growth = 0.0  # admitted and not answered, leaking
+        self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
+        self._denied_ns = -NS  # when it last turned a check away
+        self._patient_ns = 0  # until when growth of what is out is what was to be expected
+        self._trial_ns = TRIAL_MIN_NS  # after how long in tight times to try without
+        self._mean_out = 0.0  # of `out`, averaged like `busy`
+        self._lately = 0.0  # outcomes to be expected of what was admitted within the horizon
+        self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
         self._first_ns = 0  # first report
         self._last_ns = 0  # latest one
@@ -153,11 +201,14 @@ class Guard:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
         if self.out < 0.5 or not self.is_on:
             return False
+        if self._idle_ns > PROBE_NS:
+            self._idle_ns = 0
+            return False
         return self.out + jitter > self.limit * TIERS[priority]
 
     def turned_away(self, now_ns: int) -> None:
         """A check was."""
-        self._jam_ns = now_ns
+        self._jam_ns = self._denied_ns = now_ns
 
     def step(self, admitted: int, now_ns: int) -> None:
         """Work out the limit if it is time; `admitted` counts all checks that this node ever admitted."""
@@ -173,14 +224,35 @@ class Guard:
         self._rate += (self._answers / span_s - self._rate) * weight
         self._busy += (self._busy_ms / 1e3 / span_s - self._busy) * weight
         if self._new_count:
-            self._late = self._late * (1 - weight) + self._new_ms
-            self._late_count = self._late_count * (1 - weight) + self._new_count
-        self.out += (self._busy - self.out) * (1 - exp(-span_s / LEAK_TAU_S))
+            kept = exp(-self._new_count / max(RATE_COUNTS, self._rate * RATE_TAU_MIN_S))
+            self._late = self._late * kept + self._new_ms
+            self._late_count = self._late_count * kept + self._new_count
+            kept = exp(-self._new_count / max(RELAX_COUNTS, self._rate * RELAX_TAU_S))
+            self._latest = self._latest * kept + self._new_ms
+            self._latest_count = self._latest_count * kept + self._new_count
+        self._growth = self._growth * exp(-span_s / GROWTH_TAU_S) + new * self.ratio - self._answers
+        self._mean_out += (self.out - self._mean_out) * weight
+        shift = (self._busy - self._mean_out) * (1 - exp(-span_s / self._leak_tau_s()))
+        self.out += shift
+        self._mean_out += shift
+        latency_s = self._late / self._late_count / 1e3 if self._late_count else 0.0
+        self._lately *= exp(-span_s / max(HORIZON_LATENCIES * latency_s, HORIZON_MIN_S))
+        self._lately += new * self.ratio
+        self.out = min(self.out, self._lately + 1)
+        self._idle_ns = 0 if new else self._idle_ns + span_ns
         self._judge(now_ns)
         self._learn(new, span_s, now_ns)
-        self._bound()
+        self._bound(now_ns)
         self._answers = self._outcomes = self._new_count = 0
         self._busy_ms = self._new_ms = 0.0
+
+    def _leak_tau_s(self) -> float:
+        """How fast to lead `out` back: slowly where it strays no more than a Poisson count does."""
+        if not self._span:
+            return LEAK_TAU_S
+        mean = self._sum_out / self._span
+        variance = max(self._sum_square / self._span - mean * mean, 1e-9)
+        return LEAK_TAU_S * min(max(LEAK_LOCAL * (abs(mean) + 1) / variance, 1.0), LEAK_LOCAL)
 
     def _judge(self, now_ns: int) -> None:
         """Settle whether times are tight."""
@@ -188,20 +260,40 @@ class Guard:
             if self._reports < WARM_REPORTS or now_ns - self._first_ns < WARM_NS:
                 return
             self.is_on = True
-            self.out = self._busy
+            self.out = self._mean_out = self._busy
         target_ms = self.target_ms
         latency_ms = self._late / self._late_count if self._late_count else 0.0
-        normal_rate = self._sum_outcomes / self._span if self._span else 0.0
-        silent_ns = now_ns - self._last_ns
-        if (
-            self._unanswered >= SILENT_COUNTS * RATIO_MIN
-            and silent_ns >= max(SILENT_NS, SILENT_COUNTS * NS / (normal_rate + 1e-9))
-        ) or latency_ms > target_ms:
-            self.is_tight = True
-        elif latency_ms < min(max(RELAX_SHARE * target_ms, RELAX_NORMAL * self.normal_ms), RELAX_SHARE_MAX * target_ms):
+        latest_ms = self._latest / self._latest_count if self._latest_count else 0.0
+        relax_ms = min(max(RELAX_SHARE * target_ms, RELAX_NORMAL * self.normal_ms), RELAX_SHARE_MAX * target_ms)
+        if not self.is_tight:
+            noise = sqrt(max(self._rate, 1.0) * GROWTH_TAU_S)
+            grows = self._growth > GROWTH_SIGMAS * noise or now_ns - self._denied_ns < DENIED_NS
+            queued = latency_ms > target_ms and grows and now_ns >= self._patient_ns
+            too_late = latency_ms > target_ms * HARD_TARGET or queued
+            self.is_tight = too_late or self._is_silent(now_ns)
+            if now_ns - self._turned_ns > TRIAL_PASSED_NS:
+                self._trial_ns = TRIAL_MIN_NS
+            if self.is_tight:
+                self._turned_ns = now_ns
+        elif self._is_silent(now_ns):
+            self._turned_ns = now_ns
+        elif latest_ms < relax_ms:
             self.is_tight = False
+            self._turned_ns = now_ns
+        elif now_ns - self._turned_ns > self._trial_ns and latency_ms < target_ms * HARD_TARGET:
+            self.is_tight = False
+            self._turned_ns = now_ns
+            self._trial_ns = min(2 * self._trial_ns, TRIAL_MAX_NS)
+            self._patient_ns = now_ns + PATIENCE_NS
+            self._late = self._late_count = 0.0
         if self.is_tight:
             self._jam_ns = now_ns
+
+    def _is_silent(self, now_ns: int) -> bool:
+        """Whether checks go out and nothing comes back."""
+        normal_rate = self._sum_outcomes / self._span if self._span else 0.0
+        longest_ns = max(SILENT_NS, SILENT_COUNTS * NS / (normal_rate + 1e-9))
+        return self._unanswered >= SILENT_COUNTS * RATIO_MIN and now_ns - self._last_ns >= longest_ns
 
     def _learn(self, admitted: int, span_s: float, now_ns: int) -> None:
         """Learn what is normal, while it is."""
@@ -226,20 +318,25 @@ class Guard:
             self._sketch = Sketch({}, 0.0)
             self._learned_ns = now_ns
 
-    def _bound(self) -> None:
+    def _bound(self, now_ns: int) -> None:
         """Work out the limit."""
         if not self.is_on or self.ratio < RATIO_MIN:
             self.limit = self.open_below = inf
             return
         target_ms = self.target_ms
         expected = self._rate * target_ms / 1e3
-        margin = MARGIN_SIGMAS * sqrt(expected)
         if self.is_tight:
-            latency_ms = self._late / self._late_count if self._late_count else 0.0
-            self.limit = expected + margin * min(max(2 - 2 * latency_ms / target_ms, 0.0), 1.0) if target_ms else inf
+            latency_ms = self._late / self._late_count if self._late_count else target_ms
+            ease = target_ms / max(latency_ms, 1e-3)
+            margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
+            self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
         else:
-            span = self._span or 1.0
-            mean = self._sum_out / span
-            sigma = sqrt(max(self._sum_square / span - mean * mean, 0.0))
-            self.limit = max(expected + margin, mean + CALM_SIGMAS * sigma) + CALM_EXTRA
+            expected *= HARD_TARGET
+            self.limit = expected + MARGIN_SIGMAS * sqrt(expected)
+            if now_ns - self._turned_ns > LEARN_AGAIN_NS:
+                span = self._span or 1.0
+                mean = self._sum_out / span
+                sigma = sqrt(max(self._sum_square / span - mean * mean, 0.0))
+                self.limit = max(self.limit, mean + CALM_SIGMAS * sigma)
+            self.limit += CALM_EXTRA
         self.open_below = self.limit * TIER_LOWEST - 1
