@@ -214,10 +214,7 @@ def describe(node: Parts) -> dict[str, Any]:
             "rules": len(node.engine.rules),
             "problems": [{"key": key, "error": error} for key, error in sorted(node.book.problems.items())],
         },
-        "backends": {
-            name: {"multiplier": multiplier.ppm / 1e6, "state": multiplier.state, "signal_age": None}
-            for name, multiplier in node.engine.multipliers.items()
-        },
+        "backends": {},
         "keys": node.engine.buckets,
     }
 

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from limiter_node.core.backends import parse_backend, parse_health, parse_record
 from limiter_node.core.errors import BadRule
-from limiter_node.core.rules import decode_json, is_name, parse_key_entry, parse_multiplier, parse_rule
+from limiter_node.core.rules import decode_json, parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
 
 log = structlog.get_logger()
 
-KINDS = ("rules", "keys", "multipliers")
+KINDS = ("rules", "keys", "backends", "multipliers", "health")
+LOGGED = ("rules", "backends")  # the others come often
 
 
 class RuleBook:
@@ -49,17 +51,30 @@ class RuleBook:
         elif kind == "keys":
             self._engine.set_entry(name, None if is_deleted else parse_key_entry(name, document), now_ns)
         else:
-            if not is_deleted and not is_name(name):
-                raise BadRule((f"backend name: {name!r} is not allowed",))
-            self._engine.set_multiplier(name, None if is_deleted else parse_multiplier(document), now_ns)
+            self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
         if self.problems.pop(key, None):
             log.info("configuration mended", key=key)
-        elif not is_deleted and kind != "keys":
+        elif not is_deleted and kind in LOGGED:
             log.info("configuration applied", key=key)
+
+    def _put_backend(self, kind: str, name: str, document: Any, now_ns: int, *, is_deleted: bool) -> None:
+        backends = self._engine.backends
+        if kind == "backends":
+            backends.set_entry(name, None if is_deleted else parse_backend(name, document), now_ns)
+        elif kind == "multipliers":
+            backends.set_record(name, None if is_deleted else parse_record(name, document), now_ns)
+        elif is_deleted:
+            backends.health.pop(name, None)
+        else:
+            backends.health[name] = parse_health(name, document, "health"), now_ns
+        self._engine.rescale(name, now_ns)
 
     def reject(self, key: str, problem: str) -> None:
         """Keep what is in force, and say why."""
         self.rejected += 1
+        kind, _, name = key.partition("/")
+        if kind == "health":
+            self._engine.backends.reject(name, "health", problem)
         if self.problems.get(key) != problem:
             log.error("configuration rejected, the last good value stays", key=key, problem=problem)
         self.problems[key] = problem

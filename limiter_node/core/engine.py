@@ -1,6 +1,6 @@
 """The engine: every rule in force on this node and every bucket it holds; a check goes in, a verdict comes out.
 
-It knows rules, key entries, multipliers and plans; it does not know which keys are its own (see `router`), where rules
+It knows rules, key entries, backends and plans; it does not know which keys are its own (see `router`), where rules
 come from, or what time it is. Changes take effect between two checks, never within one.
 
 Invariants: a denied check leaves every bucket as it was; no change of numbers forgets what a key has spent; buckets
@@ -10,23 +10,25 @@ in memory never stay above `buckets_max`.
 from __future__ import annotations
 
 from heapq import nsmallest
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT
+from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
-from limiter_node.core.plan import Plan
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS, Census, Shard, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from limiter_node.core.rules import KeyEntry, Limit, Multiplier, Rule
+    from limiter_node.core.plan import Plan
+    from limiter_node.core.rules import KeyEntry, Rule
 
 SWEEP_PERIOD_NS = 1_000_000_000
 """How often each table is offered to expire: memory follows the keys active within a refill time plus this."""
@@ -46,114 +48,14 @@ UNKNOWN_RULE = UnknownRule()
 UNITS_PER_MICRO = UNIT // MICROS
 
 
-class RuleInForce:
-    """A rule with its plans: one per segment, and one per key that has numbers of its own."""
-
-    __slots__ = ("census", "changed", "default", "multiplier_ppm", "own", "plans", "relatives", "retired", "rule")
-
-    def __init__(self, rule: Rule, multiplier_ppm: int, now_ns: int, census: Census) -> None:
-        self.census = census
-        self.plans: dict[str, Plan] = {}
-        self.own: dict[str, Plan] = {}
-        # Segments no longer listed, until their last bucket is full: their keys may come back under another plan.
-        self.retired: dict[str, Plan] = {}
-        self.relatives: list[Table] = []
-        self.changed: set[str] = set()  # keys granted something since `Engine.take_changed`
-        self.set_rule(rule, multiplier_ppm, now_ns)
-
-    def set_rule(self, rule: Rule, multiplier_ppm: int, now_ns: int) -> None:
-        """Put another version of the rule, or another multiplier, in force."""
-        self.rule = rule
-        self.multiplier_ppm = multiplier_ppm
-        for segment in self.plans.keys() - rule.limits.keys():
-            self.retired[segment] = self.plans.pop(segment)
-        for segment, limit in rule.limits.items():
-            plan = self.plans.get(segment) or self.retired.pop(segment, None)
-            if plan is None:
-                plan = Plan(
-                    segment,
-                    limit,
-                    multiplier_ppm,
-                    now_ns,
-                    census=self.census,
-                    relatives=self.relatives,
-                    changed=self.changed,
-                )
-            else:
-                plan.set_numbers(limit, multiplier_ppm, now_ns)
-            self.plans[segment] = plan
-        self.default = self.plans[DEFAULT_SEGMENT]
-        for plan in self.retired.values():
-            plan.set_numbers(self.default.limit, multiplier_ppm, now_ns)
-        for plan in self.own.values():
-            plan.set_numbers(plan.limit, multiplier_ppm, now_ns)
-        self._relate()
-
-    def own_plan(self, key: str, limit: Limit, now_ns: int) -> Plan:
-        """The plan of a key with numbers of its own; its table is a single dict, for it holds a single key."""
-        plan = self.own[key] = Plan(
-            DEFAULT_SEGMENT,
-            limit,
-            self.multiplier_ppm,
-            now_ns,
-            census=self.census,
-            relatives=self.relatives,
-            changed=self.changed,
-            shards=1,
-        )
-        return plan
-
-    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
-        """Tell the rule that what is special about a key has changed."""
-        own = self.own.get(key)
-        if own is None:
-            return
-        limit = entry and entry.limits.get(self.rule.name)
-        if limit:
-            own.set_numbers(limit, self.multiplier_ppm, now_ns)
-            return
-        del self.own[key]
-        heir = self.plans.get((entry and entry.segment) or DEFAULT_SEGMENT, self.default)
-        if spent := own.table.pop_spent(key, now_ns):
-            heir.table.put_spent(key, spent, now_ns)
-            self.changed.add(key)
-        for table in own.tables():
-            table.release()
-
-    def holding(self, key: str) -> Plan | None:
-        """The plan whose table has the key's bucket."""
-        own = self.own.get(key)
-        if own is not None and own.table.state(key) is not None:
-            return own
-        for plan in chain(self.plans.values(), self.retired.values()):
-            if plan.table.state(key) is not None:
-                return plan
-        return None
-
-    def drop_empty(self) -> None:
-        """Let go of retired segments whose last bucket is full."""
-        empty = [segment for segment, plan in self.retired.items() if not any(map(len, plan.tables()))]
-        for segment in empty:
-            del self.retired[segment]
-        if empty:
-            self._relate()
-
-    def all_plans(self) -> Iterator[Plan]:
-        """Every plan that may hold buckets."""
-        return chain(self.plans.values(), self.retired.values(), self.own.values())
-
-    def _relate(self) -> None:
-        self.relatives[:] = [plan.table for plan in chain(self.plans.values(), self.retired.values())]
-
-
 class Engine:
     """Decides checks for the keys whose buckets this node holds."""
 
-    def __init__(self, *, buckets_max: int) -> None:
+    def __init__(self, *, buckets_max: int, jitter: Callable[[], float] = lambda: 0.5) -> None:
         self.buckets_max = buckets_max
         self.rules: dict[str, RuleInForce] = {}
         self.entries: dict[str, KeyEntry] = {}
-        self.multipliers: dict[str, Multiplier] = {}
+        self.backends = Backends(jitter)
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
@@ -182,6 +84,8 @@ class Engine:
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
+        if rule.gate is not None and check.cost:
+            verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -196,14 +100,17 @@ class Engine:
         plan = self._plan(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
         if policy == "local":
-            verdict = plan.share_of(parts, now_ns).spend(check.key, check.cost, now_ns)
+            plan = plan.share_of(parts, now_ns)
+            verdict = plan.spend(check.key, check.cost, now_ns)
+            if rule.gate is not None and check.cost:
+                verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
             verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.limit.window_s)
         else:
             verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.limit.window_s)
-        verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else None)
+        verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else verdict.reason)
         return _shadowed(verdict) if rule.rule.shadow else verdict
 
     def inspect(self, rule_name: str, key: str, now_ns: int) -> Bucket | UnknownRule:
@@ -299,21 +206,23 @@ class Engine:
             self.sync_rules.add(name)
         else:
             self.sync_rules.discard(name)
-        orphans = self._orphans.take(name)
+        known, orphans = self.rules.get(name), self._orphans.take(name)
+        self.backends.rename(known.rule.backend if known else None, rule.backend if rule else None)
         if rule is None:
-            gone = self.rules.pop(name, None)
-            if gone is not None:
-                for plan in gone.all_plans():
+            self.rules.pop(name, None)
+            if known is not None:
+                for plan in known.all_plans():
                     for table in plan.tables():
                         self._dying += table.release()
             return
-        known = self.rules.get(name)
+        ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            self.rules[name] = RuleInForce(rule, self._multiplier_ppm(rule.backend), now_ns, self._census)
+            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census)
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
-            known.set_rule(rule, self._multiplier_ppm(rule.backend), now_ns)
+            known.set_rule(rule, ppm, now_ns)
+        known.gate = self.backends.gate(rule.backend) if rule.backend else None
 
     def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
         """Change what is special about a client key, or (None) make it a key like any other."""
@@ -324,15 +233,11 @@ class Engine:
         for rule in self.rules.values():
             rule.set_entry(key, entry, now_ns)
 
-    def set_multiplier(self, backend: str, multiplier: Multiplier | None, now_ns: int) -> None:
-        """Scale the plans of every rule that names the backend; None is no scaling."""
-        if multiplier is None:
-            self.multipliers.pop(backend, None)
-        else:
-            self.multipliers[backend] = multiplier
+    def rescale(self, backend: str, now_ns: int) -> None:
+        """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
         for rule in self.rules.values():
-            if rule.rule.backend == backend:
-                rule.set_rule(rule.rule, self._multiplier_ppm(backend), now_ns)
+            if rule.rule.backend == backend and rule.multiplier_ppm != self.backends.ppm(backend):
+                rule.set_rule(rule.rule, self.backends.ppm(backend), now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Expire and free a bounded piece; to be called every 20 ms or so."""
@@ -360,9 +265,13 @@ class Engine:
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
-    def _multiplier_ppm(self, backend: str | None) -> int:
-        multiplier = self.multipliers.get(backend) if backend else None
-        return PPM if multiplier is None else multiplier.ppm
+    def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
+        """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
+        segment: str | None = plan.segment
+        if check.key in rule.own:
+            segment = check.segment or self.entries[check.key].segment
+        priorities = rule.rule.priorities
+        return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 
     def _tables(self) -> list[Table]:
         return [table for rule in self.rules.values() for plan in rule.all_plans() for table in plan.tables()]

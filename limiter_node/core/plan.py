@@ -14,6 +14,8 @@ from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Verdict
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
 if TYPE_CHECKING:
+    from limiter_node.core.adaptive.gate import Gate
+    from limiter_node.core.model import Check
     from limiter_node.core.rules import Limit
 
 
@@ -180,6 +182,25 @@ class Plan:
             reset_ns if reset_ns < DURATION_MAX_NS else DURATION_MAX_NS,
             retry_ns,
             self.window_s,
+        )
+
+    def _give_back(self, key: str, cost: int) -> None:
+        """Undo a `spend` that has just been granted."""
+        table = self.table
+        table.young[hash(key) & table.mask][key] -= cost * UNIT
+
+    def pass_gate(self, gate: Gate, check: Check, priority: int, verdict: Verdict, now_ns: int) -> Verdict:
+        """Bring the verdict on a check, no peek, before the backend's gate; what it turns away has spent nothing."""
+        gate.offer(priority)
+        if not verdict.allowed:
+            return verdict
+        retry_ns = gate.admit(priority, now_ns)
+        if not retry_ns:
+            return verdict
+        self._give_back(check.key, check.cost)
+        peeked = self.spend(check.key, 0, now_ns)
+        return Verdict(
+            False, peeked.limit, peeked.remaining, peeked.reset_ns, retry_ns, peeked.window_s, reason="backend_overload"
         )
 
     def _moved(self, key: str, v: int, now_ns: int) -> int:

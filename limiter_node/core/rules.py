@@ -1,4 +1,4 @@
-"""What people write: rules, entries for single keys, multipliers; decoded, checked, defaults filled in.
+"""What people write: rules and entries for single keys; decoded, checked, defaults filled in.
 
 The types are the schema (contract, section 4); a document either becomes a frozen value here or a `BadRule` that
 lists every problem with the field's path, what is wrong and what is allowed. Nothing here knows buckets,
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.errors import UNDECODABLE, BadRule
 from limiter_node.core.model import DURATION_MAX_NS, Name
 
@@ -79,18 +78,6 @@ class KeyDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rules: dict[str, LimitDoc] = {}
 
 
-class MultiplierDoc(msgspec.Struct):
-    """A backend's multiplier as published by the controller or pinned by a person.
-
-    Fields beyond these are the controller's; they are carried, not judged, so that an older node reads a newer
-    controller's record.
-    """
-
-    multiplier: float
-    state: str = "unknown"
-    pinned: bool = False
-
-
 class Limit(msgspec.Struct, frozen=True):
     """A limit with its defaults filled in: `count` tokens per `period_s` seconds, at most `burst` at once."""
 
@@ -145,14 +132,6 @@ class KeyEntry(msgspec.Struct, frozen=True):
     limits: dict[str, Limit]
 
 
-class Multiplier(msgspec.Struct, frozen=True):
-    """The factor, in millionths, on the plans of the rules that name a backend."""
-
-    ppm: int
-    state: str
-    pinned: bool
-
-
 def decode_json(text: bytes) -> Any:
     """Any JSON value; raises `BadRule` for bytes that are none."""
     try:
@@ -163,7 +142,7 @@ def decode_json(text: bytes) -> Any:
 
 def parse_rule(name: str, document: Any) -> Rule:
     """Check a decoded document and fill in its defaults; raises `BadRule` with every problem."""
-    problems = [*_name_problems("rule name", name), *_problems(document, RuleDoc, "")]
+    problems = [*_name_problems("rule name", name), *problems_of(document, RuleDoc, "")]
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, RuleDoc)
@@ -187,22 +166,11 @@ def parse_key_entry(key: str, document: Any) -> KeyEntry:
     """Check a decoded document for a client key; raises `BadRule` with every problem."""
     wrong = key_problem(key)
     problems = [f"key: {wrong}"] if wrong else []
-    problems += _problems(document, KeyDoc, "")
+    problems += problems_of(document, KeyDoc, "")
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, KeyDoc)
     return KeyEntry(doc.segment, {rule: _limit(entry.rate, entry.burst) for rule, entry in doc.rules.items()})
-
-
-def parse_multiplier(document: Any) -> Multiplier:
-    """Check a decoded document under `multipliers/`; raises `BadRule` with every problem."""
-    problems = list(_problems(document, MultiplierDoc, ""))
-    if not problems and not 0 < document["multiplier"] <= 1:
-        problems = [f"multiplier: {document['multiplier']} is out of range; allowed: above 0, up to 1"]
-    if problems:
-        raise BadRule(tuple(problems))
-    doc = msgspec.convert(document, MultiplierDoc)
-    return Multiplier(max(1, round(doc.multiplier * PPM)), doc.state, doc.pinned)
 
 
 def key_problem(key: str) -> str | None:
@@ -247,7 +215,7 @@ def _name_problems(path: str, name: Any) -> Iterator[str]:
         yield f"{path}: {name!r} is not allowed; allowed: {NAME_ALLOWED}"
 
 
-def _problems(document: Any, shape: type[msgspec.Struct], path: str) -> Iterator[str]:
+def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> Iterator[str]:
     """Every problem of a document against a struct type, each with the path of its field.
 
     msgspec stops at the first problem; people mending a file want all of them, so each field is tried alone.
@@ -270,14 +238,18 @@ def _problems(document: Any, shape: type[msgspec.Struct], path: str) -> Iterator
 
 def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> Iterator[str]:
     args = get_args(field.type)
-    if get_origin(field.type) is dict and isinstance(value, dict):
+    shapes = [shape for shape in (field.type, *args) if isinstance(shape, type) and issubclass(shape, msgspec.Struct)]
+    if shapes and isinstance(value, dict):
+        if get_origin(field.type) is not dict:
+            yield from problems_of(value, shapes[0], f"{path}.")
+            return
         for name, entry in value.items():
             yield from _name_problems(path, name)
-            yield from _problems(entry, args[1], f"{path}.{name}.")
+            yield from problems_of(entry, shapes[0], f"{path}.{name}.")
         return
     try:
         converted = msgspec.convert(value, field.type)
-        if field.name == "rate" and converted is not None:
+        if field.name == "rate" and isinstance(converted, str):
             parse_rate(converted)
     except msgspec.ValidationError as error:
         yield f"{path}: {_allowed(error, field)}"

@@ -40,7 +40,13 @@ class Shortcut:
         owner = router.ring.owner(key)
         if owner != router.node_id:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
-        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or key in engine.entries or rule.rule.shadow:
+        if (
+            now_ns >= self._keeper.free_until_ns
+            or engine.sync_rules
+            or key in engine.entries
+            or rule.rule.shadow
+            or rule.gate
+        ):
             return None
         grant = rule.default.grant(key, now_ns)
         if grant is not None and engine.has_copies:

@@ -20,6 +20,7 @@ STATUS_LINES = {
     status: f"HTTP/1.1 {status} {reason}\r\n"
     for status, reason in {
         200: "OK",
+        202: "Accepted",
         400: "Bad Request",
         401: "Unauthorized",
         403: "Forbidden",
@@ -84,6 +85,10 @@ def problem_answer(problem: Problem, date: str, connection: str) -> bytes:
     return head.encode() + body
 
 
+REDUCED_CAPACITY = ',"type":"https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"'
+"""The problem type of draft-ietf-httpapi-ratelimit-headers for a service that takes less than it promised."""
+
+
 def verdict_json(rule: str, verdict: Verdict) -> str:
     """The verdict as in the contract; seconds as floats."""
     retry_ns = verdict.retry_ns
@@ -97,6 +102,8 @@ def verdict_json(rule: str, verdict: Verdict) -> str:
         text += f',"shadow":true,"would_allow":{"true" if verdict.would_allow else "false"}'
     if verdict.reason is not None:
         text += f',"reason":"{verdict.reason}"'
+        if verdict.reason == "backend_overload":
+            text += REDUCED_CAPACITY
     return text + "}"
 
 
@@ -209,7 +216,9 @@ RESET_AFTER = ',"reset_after":'
 RESULT_END = ',"retry_after":0.0,"degraded":false}'
 
 
-def json_answer(body: bytes, date: str, connection: str) -> bytes:
-    """A 200 with a JSON body."""
-    head = f"{STATUS_LINES[200]}Content-Type: application/json\r\n{date}{connection}Content-Length: {len(body)}\r\n\r\n"
+def json_answer(body: bytes, date: str, connection: str, status: int = 200) -> bytes:
+    """A success with a JSON body."""
+    head = (
+        f"{STATUS_LINES[status]}Content-Type: application/json\r\n{date}{connection}Content-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body

@@ -32,9 +32,11 @@ from limiter_node.edge.requests import (
     check_or_problem,
     decode_batch,
     decode_check,
+    decode_report,
     decoded,
     find_unplain,
     match_plain_get,
+    named_in_report,
     parse_query,
     require_json,
     to_check,
@@ -67,6 +69,7 @@ class CheckApi:
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
             b"/v1/check": {b"GET": self._get_check, b"POST": self._post_check},
             b"/v1/check/batch": {b"POST": self._post_batch},
+            b"/v1/report": {b"POST": self._post_report},
         }
 
     def handle(self, request: HttpConnection, slot: Slot) -> bytes | None:
@@ -198,6 +201,21 @@ class CheckApi:
     def _post_batch(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
         return _Batch(self, decode_batch(request.body), request, slot).ask()
+
+    def _post_report(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
+        require_json(request.content_type, query)
+        backends = self._engine.backends
+        try:
+            name, outcomes = decode_report(request.body)
+        except Problem as problem:
+            backends.reject(named_in_report(request.body), "report", problem.detail)
+            raise
+        if not backends.is_known(name):
+            raise Problem(404, f"backend: {name!r} does not exist", title="unknown backend")
+        gate = backends.gate(name)
+        for latency_ms, kind, count in outcomes:
+            gate.report(latency_ms, kind, count, request.now_ns)
+        return json_answer(b'{"accepted":%d}' % len(outcomes), request.date, request.connection_header, 202)
 
 
 class _Batch:

@@ -1,4 +1,4 @@
-"""From the bytes of a request to checks: queries, JSON bodies, batches.
+"""From the bytes of a request to checks and reports: queries, JSON bodies, batches.
 
 Pure. Whatever is wrong is a `Problem` whose detail begins with the field and ends with what is allowed.
 """
@@ -18,6 +18,8 @@ from limiter_node.edge.answers import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from limiter_node.core.adaptive.guard import Kind
 
 Body = TypeVar("Body")
 
@@ -57,7 +59,37 @@ class RawBatchBody(msgspec.Struct, forbid_unknown_fields=True):
     checks: list[msgspec.Raw]
 
 
+OUTCOMES_MAX = 10_000
+WORDS: dict[str, Kind] = {"error": "refused", "timeout": "timeout"}
+
+
+class OutcomeBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What came of requests to a backend, as written in JSON."""
+
+    status: int | str
+    latency_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 1
+
+
+class ReportBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A report as written in JSON."""
+
+    backend: str
+    outcomes: list[OutcomeBody]
+
+
+class NamedBody(msgspec.Struct):
+    """Whatever names a backend."""
+
+    backend: str
+
+
 ALLOWED = {
+    "backend": NAME_ALLOWED,
+    "outcomes": f"an array of 1 to {OUTCOMES_MAX} outcomes",
+    "status": 'an HTTP status of 100 to 599, "error" or "timeout"',
+    "latency_ms": "milliseconds, a number of 0 or more",
+    "count": "an integer of 1 to 1000000000",
     "rule": NAME_ALLOWED,
     "key": "a string of 1 to 512 bytes of UTF-8 without control characters",
     "cost": "an integer of 0 or more",
@@ -67,6 +99,8 @@ ALLOWED = {
 }
 
 decode_check: Callable[[bytes], CheckBody] = msgspec.json.Decoder(CheckBody).decode
+_decode_named: Callable[[bytes], NamedBody] = msgspec.json.Decoder(NamedBody).decode
+_decode_report: Callable[[bytes], ReportBody] = msgspec.json.Decoder(ReportBody).decode
 _decode_batch: Callable[[bytes], BatchBody] = msgspec.json.Decoder(BatchBody).decode
 _decode_raw_batch: Callable[[bytes], RawBatchBody] = msgspec.json.Decoder(RawBatchBody).decode
 
@@ -125,6 +159,41 @@ def decoded(body: bytes, decode: Callable[[bytes], Body], fields: str = CHECK_FI
     except UNDECODABLE as error:
         detail = f"not JSON: {error}" if body else "is empty"
         raise Problem(400, f"body: {detail}; allowed: a JSON object") from None
+
+
+def decode_report(body: bytes) -> tuple[str, list[tuple[float | None, Kind, int]]]:
+    """The backend, and its outcomes as (latency in ms, kind, count); raises `Problem` at the first that is no good."""
+    report = decoded(body, _decode_report, "backend, outcomes; in an outcome latency_ms, status, count")
+    if not 1 <= len(report.outcomes) <= OUTCOMES_MAX:
+        raise bad_field("outcomes", f"{len(report.outcomes)} outcomes")
+    return report.backend, [_outcome(index, outcome) for index, outcome in enumerate(report.outcomes)]
+
+
+def named_in_report(body: bytes) -> str:
+    """The backend that a report which is no good names, or nothing if it does not even do that."""
+    try:
+        return _decode_named(body).backend
+    except UNDECODABLE:
+        return ""
+
+
+def _outcome(index: int, outcome: OutcomeBody) -> tuple[float | None, Kind, int]:
+    status = outcome.status
+    kind: Kind | None
+    if isinstance(status, str):
+        kind = WORDS.get(status)
+    elif not 100 <= status <= 599:
+        kind = None
+    elif status in (429, 503):
+        kind = "refused"
+    else:
+        kind = "failed" if status >= 500 else "ok"
+    if kind is None:
+        raise bad_field("status", f"{status!r} in outcome {index} is not allowed")
+    if outcome.latency_ms is None and isinstance(status, int):
+        raise bad_field("latency_ms", f"is required in outcome {index}")
+    # An "error" came from no backend: how long it took says nothing of one.
+    return (None if status == "error" else outcome.latency_ms), kind, outcome.count
 
 
 def decode_batch(body: bytes) -> list[CheckBody | Problem]:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limiter_node.core.backends import parse_record
 from limiter_node.core.engine import Engine
 from limiter_node.core.model import Check, Member, Verdict
 from limiter_node.core.ring import Ring
 from limiter_node.core.router import Router
-from limiter_node.core.rules import parse_key_entry, parse_multiplier, parse_rule
+from limiter_node.core.rules import parse_key_entry, parse_rule
 from limiter_node.core.shortcut import Shortcut
 
 S = 1_000_000_000
@@ -81,7 +82,8 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
         case "entry", key, document:
             engine.set_entry(key, document and parse_key_entry(key, document), now_ns)
         case "scale", _, multiplier:
-            engine.set_multiplier("orders", parse_multiplier({"multiplier": multiplier}), now_ns)
+            engine.backends.set_record("orders", parse_record("orders", {"multiplier": multiplier}), now_ns)
+            engine.rescale("orders", now_ns)
     return None
 
 

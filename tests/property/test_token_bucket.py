@@ -15,7 +15,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from limiter_node.core.adaptive.evidence import Decision
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, VirtualClock, slope, take
+from limiter_node.core.backends import Record
 from limiter_node.core.engine import Engine
 from limiter_node.core.model import COST_MAX, DURATION_MAX_NS, NEVER, Bucket, Check, Verdict
 from limiter_node.core.rules import (
@@ -24,7 +26,6 @@ from limiter_node.core.rules import (
     PERIOD_MAX_S,
     KeyEntry,
     Limit,
-    Multiplier,
     Rule,
     parse_key_entry,
     parse_rule,
@@ -173,8 +174,9 @@ class Subject:
                 self.default = rule.limits[DEFAULT_SEGMENT]
                 self.engine.set_rule(RULE, rule, self.now_ns)
             case Scale(ppm):
-                multiplier = None if ppm is None else Multiplier(ppm, "pinned", True)
-                self.engine.set_multiplier("orders", multiplier, self.now_ns)
+                record = None if ppm is None else Record(Decision(ppm / PPM, "pinned", ""), pinned=True)
+                self.engine.backends.set_record("orders", record, self.now_ns)
+                self.engine.rescale("orders", self.now_ns)
             case Entry(key, document):
                 entry = None if document is None else parse_key_entry(key, document)
                 self.engine.set_entry(key, entry, self.now_ns)

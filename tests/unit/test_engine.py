@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from limiter_node.core.backends import parse_record
 from limiter_node.core.engine import RELEASED_PER_TICK, SWEEP_PERIOD_NS, TABLES_PER_TICK, UNREACHABLE_RETRY_NS, Engine
 from limiter_node.core.model import COST_MAX, NEVER, Bucket, Check, UnknownRule, Verdict
-from limiter_node.core.rules import COUNT_MAX, parse_key_entry, parse_multiplier, parse_rule
+from limiter_node.core.rules import COUNT_MAX, parse_key_entry, parse_rule
 
 S = 1_000_000_000
 
@@ -30,9 +31,9 @@ def put_key(engine: Engine, key: str, document: Any) -> None:
 
 
 def scale(engine: Engine, multiplier: float | None, now_ns: int = 0) -> None:
-    engine.set_multiplier(
-        "orders", None if multiplier is None else parse_multiplier({"multiplier": multiplier}), now_ns
-    )
+    record = None if multiplier is None else parse_record("orders", {"multiplier": multiplier})
+    engine.backends.set_record("orders", record, now_ns)
+    engine.rescale("orders", now_ns)
 
 
 def spend(engine: Engine, cost: int = 1, key: str = "k", now_ns: int = 0, **check: Any) -> Verdict:

@@ -108,7 +108,7 @@ def test_a_problem_goes_with_its_key(book: RuleBook, engine: Engine, key: str, b
     book.changed(key, None, 0)
     assert book.problems == {}
     assert not engine.rules
-    assert not engine.multipliers
+    assert not engine.backends.records
 
 
 def test_a_bad_value_of_one_key_is_no_problem_of_another(book: RuleBook, engine: Engine) -> None:
@@ -119,7 +119,7 @@ def test_a_bad_value_of_one_key_is_no_problem_of_another(book: RuleBook, engine:
     assert limit_of(engine, "good") == 7
 
 
-@pytest.mark.parametrize("key", ["nodes/a", "backends/orders", "leader", "health/orders", "", "ruless/api"])
+@pytest.mark.parametrize("key", ["nodes/a", "leader", "", "ruless/api"])
 def test_keys_of_other_kinds_are_not_the_rulebooks(book: RuleBook, key: str) -> None:
     book.changed(key, b"anything", 0)
     book.changed(key, None, 0)

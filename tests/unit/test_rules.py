@@ -1,10 +1,9 @@
-"""Rules, key entries and multipliers: what is accepted, what it becomes, and every problem of what is not."""
+"""Rules and key entries: what is accepted, what it becomes, and every problem of what is not."""
 
 from typing import Any
 
 import pytest
 
-from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.errors import BadRule
 from limiter_node.core.rules import (
     COUNT_MAX,
@@ -12,12 +11,10 @@ from limiter_node.core.rules import (
     RATE_ALLOWED,
     KeyEntry,
     Limit,
-    Multiplier,
     decode_json,
     is_name,
     key_problem,
     parse_key_entry,
-    parse_multiplier,
     parse_rate,
     parse_rule,
 )
@@ -310,66 +307,6 @@ def test_every_problem_of_a_key_entry_is_told_at_once(key: str, document: Any, t
     assert len(problems) == len(told)
     for problem, start in zip(problems, told, strict=True):
         assert problem.startswith(start)
-
-
-# Multipliers.
-
-
-@pytest.mark.parametrize(
-    ("multiplier", "ppm"),
-    [
-        (1, PPM),
-        (1.0, PPM),
-        (0.62, 620_000),
-        (0.3, 300_000),
-        (1 / 3, 333_333),
-        (0.0000014, 1),
-        (1e-12, 1),
-        (5e-324, 1),
-    ],
-)
-def test_a_multiplier_is_kept_in_millionths_and_at_least_one(multiplier: float, ppm: int) -> None:
-    assert parse_multiplier({"multiplier": multiplier}) == Multiplier(ppm, "unknown", False)
-
-
-def test_what_the_controller_adds_to_a_multiplier_is_carried_and_not_judged() -> None:
-    document = {
-        "multiplier": 0.5,
-        "state": "overload",
-        "pinned": True,
-        "reason": "p90 812ms > 250ms",
-        "rate": 930,
-        "priorities": {"0": 1.0},
-        "term": 17,
-        "of a later version": [],
-    }
-    assert parse_multiplier(document) == Multiplier(500_000, "overload", True)
-
-
-@pytest.mark.parametrize("multiplier", [0, 0.0, -0.1, 1.0000001, 2, float("nan"), float("inf"), -float("inf")])
-def test_a_multiplier_is_above_0_and_up_to_1(multiplier: float) -> None:
-    with pytest.raises(BadRule) as caught:
-        parse_multiplier({"multiplier": multiplier})
-    assert caught.value.problems == (f"multiplier: {multiplier} is out of range; allowed: above 0, up to 1",)
-
-
-@pytest.mark.parametrize(
-    ("document", "told"),
-    [
-        ({}, ["multiplier: is required"]),
-        ([], ["document: must be an object"]),
-        ({"multiplier": "0.5"}, ["multiplier: Expected float, got str"]),
-        ({"multiplier": True}, ["multiplier: Expected float, got bool"]),
-        (
-            {"multiplier": None, "pinned": 1},
-            ["multiplier: Expected float, got null", "pinned: Expected bool, got int"],
-        ),
-    ],
-)
-def test_every_problem_of_a_multiplier_is_told_at_once(document: Any, told: list[str]) -> None:
-    with pytest.raises(BadRule) as caught:
-        parse_multiplier(document)
-    assert list(caught.value.problems) == told
 
 
 # JSON.
