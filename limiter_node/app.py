@@ -19,8 +19,11 @@ import structlog
 from limiter_node import __version__, clock, report
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
+from limiter_node.control.conductor import Conductor
 from limiter_node.control.etcd import EtcdSession
 from limiter_node.control.etcd_link import EtcdConfig
+from limiter_node.control.leadership import Leadership
+from limiter_node.control.polls import Polls
 from limiter_node.control.rulebook import RuleBook
 from limiter_node.control.rules_file import RulesFile
 from limiter_node.core.engine import Engine
@@ -35,8 +38,6 @@ from limiter_node.edge.metrics import Counters, Exposition
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from limiter_node.core.links import Link
     from limiter_node.settings import Settings
 
@@ -55,14 +56,20 @@ LEAVE_SEEN_S = 2.5
 class Fleet:
     """What etcd says, taken to where it belongs (an `etcd.Changes`)."""
 
-    def __init__(self, book: RuleBook, membership: Membership, monotonic_ns: Callable[[], int]) -> None:
-        self._book = book
-        self._membership = membership
-        self._monotonic_ns = monotonic_ns
+    def __init__(self, node: Node) -> None:
+        self._book = node.book
+        self._membership = node.membership
+        self._node = node
+        self._monotonic_ns = clock.now_ns
 
     def changed(self, key: str, value: bytes | None, revision: int) -> None:
         """Take one change."""
         kind, _, name = key.partition("/")
+        if key == "leader" and self._node.leadership is not None:
+            self._node.leadership.changed(value, revision)
+            return
+        if kind == "multipliers" and self._node.conductor is not None:
+            self._node.conductor.changed(name, revision, is_deleted=value is None)
         if kind != "nodes":
             self._book.changed(key, value, self._monotonic_ns())
             return
@@ -88,7 +95,8 @@ class Node:
         self.addresses: dict[str, Address] = {}
         self.counters = Counters()
         self.stalls = report.Stalls()
-        self.engine = Engine(buckets_max=settings.max_keys)
+        self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
+        self.engine = Engine(buckets_max=settings.max_keys, jitter=self._rng.random)
         self.router = Router(
             settings.node_id,
             self.engine,
@@ -105,6 +113,8 @@ class Node:
         self.admin = AdminApi(self, Exposition(self.counters, gauges=report.gauges(self), totals=report.totals(self)))
         self.etcd: EtcdSession | None = None
         self.rules_file: RulesFile | None = None
+        self.leadership: Leadership | None = None
+        self.conductor: Conductor | None = None
         self._peer_links: list[PeerLink] = []
         self._peer_connections: set[PeerServer] = set()
         self._peer_server: asyncio.Server | None = None
@@ -115,6 +125,13 @@ class Node:
     def is_ready(self) -> bool:
         """Whether a load balancer should send checks here."""
         return self._has_joined and not self.is_draining
+
+    @property
+    def leader(self) -> str | None:
+        """The node that is the controller, as far as is known."""
+        if self.settings.is_standalone:
+            return self.settings.node_id
+        return self.leadership.leader if self.leadership is not None else None
 
     @property
     def config_revision(self) -> int:
@@ -157,6 +174,7 @@ class Node:
             self.rules_file = RulesFile(self.settings.rules, self.book, clock.now_ns)
             self.rules_file.load()
             self._tasks.append(asyncio.create_task(self.rules_file.watch(), name="rules file"))
+        self._conduct()
         me = Member(self.settings.node_id, "", self.settings.zone, 1, __version__, self.router.boot)
         self._set_ring(Ring(1, {me.id: me}))
 
@@ -172,9 +190,17 @@ class Node:
             user=settings.etcd_user,
             password=settings.etcd_password,
         )
-        self.etcd = EtcdSession(config, Fleet(self.book, self.membership, clock.now_ns))
+        self.etcd = EtcdSession(config, Fleet(self))
+        self.leadership = Leadership(self.etcd, settings.node_id, self._rng)
+        self._conduct()
         await self.etcd.start()
+        self._tasks.append(asyncio.create_task(self.leadership.campaign(), name="campaign"))
         self._tasks.append(asyncio.create_task(self._join(), name="join"))
+
+    def _conduct(self) -> None:
+        polls = Polls(self.engine.backends, self.router.controller, clock.now_ns, self._rng)
+        self.conductor = Conductor(self.router, self.book, self.leadership, polls, clock.now_ns)
+        self._tasks.append(asyncio.create_task(self.conductor.run(), name="conductor"))
 
     async def _join(self) -> None:
         """Register once the rules are known, and be ready once this node has the keys that it takes over."""
@@ -221,8 +247,7 @@ class Node:
         self._ring_changed.set()
 
     def _open_link(self, link: Link) -> PeerLink:
-        # Jitter spreads reconnects, it guards nothing.
-        carrier = PeerLink(link, self.router, monotonic_ns=clock.now_ns, jitter=random.Random())  # noqa: S311
+        carrier = PeerLink(link, self.router, monotonic_ns=clock.now_ns, jitter=self._rng)
         self._peer_links = [other for other in self._peer_links if not other.is_closed]
         self._peer_links.append(carrier)
         return carrier

@@ -9,9 +9,12 @@ import structlog
 from limiter_node import __version__, clock
 from limiter_node.core.links import LinkState
 from limiter_node.edge.metrics import Reading
+from limiter_node.report_backends import backend_gauges, backend_totals, describe_backend
 
 if TYPE_CHECKING:
+    from limiter_node.control.conductor import Conductor
     from limiter_node.control.etcd import EtcdSession
+    from limiter_node.control.leadership import Leadership
     from limiter_node.control.rulebook import RuleBook
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
@@ -85,11 +88,17 @@ class Parts(Protocol):
     router: Router
     book: RuleBook
     http: HttpServer
+    conductor: Conductor | None
+    leadership: Leadership | None
     etcd: EtcdSession | None
 
     @property
     def is_ready(self) -> bool:
         """Whether a load balancer should send checks here."""
+
+    @property
+    def leader(self) -> str | None:
+        """The node that is the controller, as far as is known."""
 
     @property
     def config_revision(self) -> int:
@@ -133,6 +142,7 @@ def gauges(node: Parts) -> dict[str, Reading]:
             lambda: node.stalls.longest_ns / 1e9,
         ),
         "limiter_http_connections": Reading("Open check connections.", lambda: len(node.http.connections)),
+        **backend_gauges(node),
     }
 
 
@@ -182,6 +192,7 @@ def totals(node: Parts) -> dict[str, Reading]:
         "limiter_etcd_lease_losses": Reading(
             "Leases that ran out.", lambda: node.etcd.lease_losses if node.etcd else 0
         ),
+        **backend_totals(node),
     }
 
 
@@ -198,7 +209,7 @@ def describe(node: Parts) -> dict[str, Any]:
             "connected": etcd is not None and etcd.connected,
             "revision": 0 if etcd is None else etcd.revision,
         },
-        "leader": None,
+        "leader": node.leader,
         "ring": {"revision": ring.revision, "members": _members(node, ring)},
         "links": {name: circuit(link) for name, link in node.router.links.items()},
         "gone": _gone(node),
@@ -214,7 +225,7 @@ def describe(node: Parts) -> dict[str, Any]:
             "rules": len(node.engine.rules),
             "problems": [{"key": key, "error": error} for key, error in sorted(node.book.problems.items())],
         },
-        "backends": {},
+        "backends": {name: describe_backend(node, name) for name in sorted(node.engine.backends.names())},
         "keys": node.engine.buckets,
     }
 

@@ -146,6 +146,7 @@ class EtcdSession:
         self._live_since_ns: int | None = None  # when both of its loops had begun to work
         self._wake_keeper = asyncio.Event()
         self._redial = asyncio.Event()
+        self._link: Link | None = None
 
         self._task: asyncio.Task[None] | None = None
         self._logged_ns: dict[tuple[str, str], int] = {}
@@ -195,6 +196,21 @@ class EtcdSession:
         except TimeoutError:
             log.warning("etcd lease left to expire", lease_ttl_s=self._config.lease_ttl_s)
 
+    @property
+    def lease_id(self) -> int:
+        """The lease of our registrations; 0 while there is none."""
+        return self._lease_id if self._kept else 0
+
+    def raw_key(self, key: str) -> bytes:
+        """The whole key in etcd of one below the prefix."""
+        return self._root + key.encode()
+
+    async def transact(self, request: Any) -> Any:
+        """Make one transaction over the present connection; raises `LinkError` when that cannot be."""
+        if self._link is None:
+            raise LinkError("not connected")
+        return await call_once(self._link.kv.Txn, request, self._link, self._config.renew_every_s)
+
     def reconnect(self) -> None:
         """Connect anew with files read anew, as after SIGHUP."""
         self._redial.set()
@@ -229,6 +245,7 @@ class EtcdSession:
         """Serve one connection until it fails."""
         try:
             async with dial(self._config, endpoint) as link, asyncio.TaskGroup() as group:
+                self._link = link
                 group.create_task(self._follow(link))
                 group.create_task(self._keep(link))
                 group.create_task(self._heed_redial())
@@ -238,6 +255,7 @@ class EtcdSession:
             log.exception("etcd session failed", endpoint=endpoint)
         finally:
             self._watching = self._kept = False
+            self._link = None
 
     async def _heed_redial(self) -> None:
         await self._redial.wait()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.backends import parse_backend, parse_health, parse_record
 from limiter_node.core.errors import BadRule
 from limiter_node.core.rules import decode_json, parse_key_entry, parse_rule
@@ -59,6 +60,7 @@ class RuleBook:
 
     def _put_backend(self, kind: str, name: str, document: Any, now_ns: int, *, is_deleted: bool) -> None:
         backends = self._engine.backends
+        before = backends.state(name)
         if kind == "backends":
             backends.set_entry(name, None if is_deleted else parse_backend(name, document), now_ns)
         elif kind == "multipliers":
@@ -68,6 +70,16 @@ class RuleBook:
         else:
             backends.health[name] = parse_health(name, document, "health"), now_ns
         self._engine.rescale(name, now_ns)
+        if backends.state(name) != before:
+            record = backends.records.get(name)
+            log.info(
+                "backend state changed",
+                backend=name,
+                before=before,
+                state=backends.state(name),
+                multiplier=backends.ppm(name) / PPM,
+                reason=record.decision.reason if record else "",
+            )
 
     def reject(self, key: str, problem: str) -> None:
         """Keep what is in force, and say why."""

@@ -1,7 +1,7 @@
 """The rules file of a standalone node: read at start, read again when it changes.
 
-The file is a YAML or JSON object with `rules` and `keys`, each {name: document as in etcd}. At start every problem
-in it is an error; later a bad document leaves the last good one in force, as with etcd.
+The file is a YAML or JSON object with `rules`, `keys` and `backends`, each {name: document as in etcd}. At start every
+problem in it is an error; later a bad document leaves the last good one in force, as with etcd.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
+from limiter_node.core.backends import parse_backend
 from limiter_node.core.errors import UNDECODABLE, BadRule, ConfigError
 from limiter_node.core.rules import parse_key_entry, parse_rule
 
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 POLL_S = 0.5
-SECTIONS = {"rules": parse_rule, "keys": parse_key_entry}
+SECTIONS: dict[str, Callable[[str, Any], object]] = {
+    "rules": parse_rule,
+    "keys": parse_key_entry,
+    "backends": parse_backend,
+}
 
 
 def read_documents(path: Path) -> dict[str, Any]:
-    """{`rules/<name>` or `keys/<key>`: document} of a file; raises `BadRule` when it is no such file."""
+    """{`rules/<name>` and so on: document} of a file; raises `BadRule` when it is no such file."""
     try:
         # JSON is YAML, but not every YAML reader knows all of JSON, and msgspec reads it faster.
         decode = msgspec.json.decode if path.suffix == ".json" else msgspec.yaml.decode
@@ -38,7 +43,7 @@ def read_documents(path: Path) -> dict[str, Any]:
     except (*UNDECODABLE, ValueError) as error:  # YAML knows dates and numbers that Python does not
         raise BadRule((f"neither YAML nor JSON: {error}",)) from None
     if not isinstance(content, dict):
-        raise BadRule(("must be an object with rules and keys",))
+        raise BadRule(("must be an object with rules, keys and backends",))
     problems, documents = [], {}
     for section, entries in content.items():
         if section not in SECTIONS:

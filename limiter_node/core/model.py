@@ -15,6 +15,8 @@ from typing import Annotated
 
 import msgspec
 
+from limiter_node.core.adaptive.evidence import Load
+
 COST_MAX = 2**53
 """Larger costs are clamped to this: above every allowed burst (`rules.COUNT_MAX`), and safe in JSON and msgpack."""
 
@@ -29,6 +31,7 @@ ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 """A name between nodes, which have checked it: to match the pattern of two again takes half the time of a `Copy`."""
 
 Revision = Annotated[int, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=COST_MAX)]
 
 
@@ -98,6 +101,7 @@ Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable
 CHECKS_PER_FRAME_MAX = 1000
 COPIES_PER_FRAME_MAX = 500
 MEMBERS_MAX = 1000
+BACKENDS_MAX = 1000
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -207,6 +211,21 @@ class News(msgspec.Struct, frozen=True, array_like=True, tag=9):
     leavers: Annotated[list[Member], msgspec.Meta(max_length=MEMBERS_MAX)]
 
 
-Request = Ask | Ping | Pull | Copies | News
-Reply = Answer | Pong | Pulled | Ack | News
-Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News
+class Gather(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """The sender leads in `term` and wants to know of all backends; `shares` of each one's rate are the receiver's."""
+
+    id: int
+    term: Revision
+    shares: Annotated[dict[ShortText, Fraction], msgspec.Meta(max_length=BACKENDS_MAX)]
+
+
+class Gathered(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """What the sender has counted of each backend since the last `Gather`."""
+
+    id: int
+    loads: Annotated[dict[ShortText, Load], msgspec.Meta(max_length=BACKENDS_MAX)]
+
+
+Request = Ask | Ping | Pull | Copies | News | Gather
+Reply = Answer | Pong | Pulled | Ack | News | Gathered
+Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News | Gather | Gathered

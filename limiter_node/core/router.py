@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.keeper import Keeper
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.model import (
@@ -25,6 +26,8 @@ from limiter_node.core.model import (
     Answer,
     Ask,
     Check,
+    Gather,
+    Gathered,
     NotOwner,
     Op,
     Outcome,
@@ -80,6 +83,7 @@ class Router:
             replication_ns=replication_ns,
             set_ring=on_ring,
         )
+        self.controller = Controller(node_id, engine.backends)
         self.forwarded = 0
         self.rerouted = 0
         self.helped = 0  # forwards that went to another node than the owner
@@ -205,13 +209,15 @@ class Router:
                     self._next_id += 1
                     link.pending[self._next_id] = batch
                     requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps))
-        return requests + self.keeper.flush(link, now_ns)
+        return requests + self.keeper.flush(link, now_ns) + self.controller.frames(link.peer.id)
 
     def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
         """Answer a frame of a peer."""
         if isinstance(request, Ask):
             self.keeper.fence.heard(name, now_ns)
             self._service.on_ask(request, now_ns, respond)
+        elif isinstance(request, Gather):
+            respond(self.controller.answer(request, now_ns))
         else:
             self.keeper.on_request(name, request, now_ns, respond)
 
@@ -222,6 +228,8 @@ class Router:
         self.keeper.fence.heard(link.peer.id, now_ns)
         if isinstance(reply, Answer):
             self._on_answer(link, reply, now_ns)
+        elif isinstance(reply, Gathered):
+            self.controller.hear(link.peer.id, reply, now_ns)
         else:
             self.keeper.on_reply(link, reply, now_ns)
             self._settle(now_ns)
@@ -290,6 +298,13 @@ class Router:
             else:
                 self._waiting.append((revision, forward))
 
+    def gather(self, now_ns: int) -> None:
+        """As the leader: ask all nodes that can be reached what they know of the backends."""
+        links = [link for link in self.links.values() if link.state is LinkState.UP]
+        self.controller.ask({link.peer.id for link in links}, now_ns)
+        for link in links:
+            link.carrier.wake()
+
     # What happens to the fleet.
 
     def set_ring(self, ring: Ring, now_ns: int) -> None:
@@ -297,6 +312,7 @@ class Router:
         if ring.revision < self.ring.revision:
             return
         self.ring = ring
+        self.engine.backends.set_default_share(1 / max(1, len(ring.members)), now_ns)
         self.engine.has_copies = ring.members.keys() != {self.node_id}
         for peer in (*ring.members.values(), *ring.leavers.values()):
             link = self.links.get(peer.id)
@@ -373,6 +389,7 @@ class Router:
     def tick(self, now_ns: int) -> None:
         """Let deadlines pass; to be called several times within a peer timeout."""
         self.keeper.tick(now_ns)
+        self.controller.tick(now_ns)
         for link in list(self.links.values()):
             self._expire(link, now_ns)
         self._close_leavers()

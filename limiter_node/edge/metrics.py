@@ -5,6 +5,7 @@ The check path adds to plain integers; a collector turns them into metric famili
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,18 +59,28 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A metric that is read when it is scraped; with `label`, `read` gives a number for each of its values."""
+    """A metric that is read when it is scraped; with labels, `read` gives a number for each of their values."""
 
     text: str
-    read: Callable[[], float | dict[str, float]]
-    label: str | None = None
+    read: Callable[[], float | Mapping[str, float] | Mapping[tuple[str, ...], float]]
+    label: str | tuple[str, ...] | None = None
 
     def add_to(self, family: CounterMetricFamily | GaugeMetricFamily) -> Metric:
         """Put in what is read now."""
         now = self.read()
-        for value, number in now.items() if isinstance(now, dict) else [(None, now)]:
-            family.add_metric((value,) if value is not None else (), number)
+        if not isinstance(now, Mapping):
+            family.add_metric((), now)
+            return family
+        for value, number in now.items():
+            family.add_metric((value,) if isinstance(value, str) else value, number)
         return family
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its labels."""
+        if self.label is None:
+            return ()
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 class Exposition:
@@ -112,5 +123,4 @@ class Exposition:
         yield degraded
         for kind, readings in ((CounterMetricFamily, self._totals), (GaugeMetricFamily, self._gauges)):
             for name, reading in readings.items():
-                labels = () if reading.label is None else (reading.label,)
-                yield reading.add_to(kind(name, reading.text, labels=labels))
+                yield reading.add_to(kind(name, reading.text, labels=reading.labels))

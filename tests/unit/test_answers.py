@@ -61,6 +61,9 @@ def test_an_allowed_check_is_the_example_of_the_contract() -> None:
     }
 
 
+REDUCED = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+
 @pytest.mark.parametrize(
     ("deny_status", "line"),
     [
@@ -113,7 +116,7 @@ def test_a_verdict_without_a_rule_has_no_policy() -> None:
         ({"would_allow": False}, {"shadow": True, "would_allow": False}),
         ({"would_allow": True}, {"shadow": True, "would_allow": True}),
         ({"reason": "unreachable", "degraded": True}, {"reason": "unreachable", "degraded": True}),
-        ({"reason": "backend_overload"}, {"reason": "backend_overload"}),
+        ({"reason": "backend_overload"}, {"reason": "backend_overload", "type": REDUCED}),
     ],
 )
 def test_fields_of_a_verdict_are_there_when_they_say_something(change: dict[str, Any], fields: dict[str, Any]) -> None:

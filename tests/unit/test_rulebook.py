@@ -252,9 +252,9 @@ def test_every_unknown_section_is_told_at_once(path: Path) -> None:
     with pytest.raises(BadRule) as caught:
         read_documents(path)
     assert caught.value.problems == (
-        "ruels: unknown field; allowed: rules, keys",
+        "ruels: unknown field; allowed: rules, keys, backends",
         "keys: must be an object",
-        "nodes: unknown field; allowed: rules, keys",
+        "nodes: unknown field; allowed: rules, keys, backends",
     )
 
 

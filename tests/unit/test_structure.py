@@ -16,7 +16,8 @@ PARTS = {
     "__main__": {"cli"},
     "cli": {"app", "control", "settings", "core", "version"},  # `validate` needs the rules files and no node
     "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
-    "report": {"edge", "control", "core", "settings", "version", "clock"},
+    "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
+    "report_backends": {"edge", "control", "core", "version", "clock"},
     "edge": {"edge", "core", "version", "clock"},
     "clock": set[str](),
     "control": {"control", "core"},
@@ -28,16 +29,20 @@ IMPURE = {"asyncio", "time", "random", "socket", "logging", "os", "aiohttp", "st
 IMPORTERS = {
     "uhashring": {"core/ring.py"},
     "xxhash": {"core/ring.py"},
-    "aetcd": {"control/etcd.py", "control/etcd_link.py"},  # the session builds requests, the link sends them
+    "aetcd": {
+        "control/etcd.py",
+        "control/etcd_link.py",
+        "control/leadership.py",
+    },  # to build, to send
     "grpc": {"control/etcd_link.py"},
     "httptools": {"edge/http.py"},
-    "aiohttp": {"edge/admin_api.py"},
-    "prometheus_client": {"edge/metrics.py"},
+    "aiohttp": {"edge/admin_api.py", "control/polls.py"},  # the server, and the client
+    "prometheus_client": {"edge/metrics.py", "control/scrape.py"},  # to write it, and to read it
     "click": {"cli.py"},
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.
-LINES_MAX = {"control/etcd.py": 480, "core/keeper.py": 430, "core/router.py": 415}
+LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 435}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 

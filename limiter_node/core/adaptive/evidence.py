@@ -6,14 +6,20 @@ and never carries a point in time, only how long it spans.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from limiter_node.core.adaptive.sketch import Sketch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 PRIORITIES = 10
 """0 is shed last, 9 first."""
+
+SPANS_ALIKE = 0.1
+"""Spans of nodes that were asked at the same time differ by less: their counts are left whole."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[list[Count], msgspec.Meta(min_length=PRIORITIES, max_length=PRIORITIES)]
@@ -72,3 +78,40 @@ class Decision(msgspec.Struct, frozen=True):
     priorities: dict[str, float] = {}  # fraction of each priority's wanted checks that is admitted
     hold_rate: float | None = None  # what `rate` becomes when nothing more is heard for `expires_ms`
     expires_ms: int | None = None  # a deep cut that drains a queue ends by itself
+
+
+def together(loads: Iterable[Load], *, nodes: int) -> Load:
+    """What several nodes have seen, over their mean span; counts of a longer or shorter span are brought to that."""
+    loads = list(loads)
+    span_ns = sum(load.span_ns for load in loads) // len(loads)
+    total = Load(
+        span_ns=span_ns,
+        nodes=nodes,
+        offered=[0] * PRIORITIES,
+        wanted=[0] * PRIORITIES,
+        admitted=[0] * PRIORITIES,
+        completed=0,
+        refused=0,
+        failed=0,
+        timeouts=0,
+        latency=Sketch({}, 0.0),
+        in_flight=0.0,
+    )
+    for load in loads:
+        factor = span_ns / load.span_ns
+        if abs(factor - 1) < SPANS_ALIKE:
+            factor = 1.0
+        for counts, more in (
+            (total.offered, load.offered),
+            (total.wanted, load.wanted),
+            (total.admitted, load.admitted),
+        ):
+            for priority, count in enumerate(more):
+                counts[priority] += round(count * factor)
+        total.completed += round(load.completed * factor)
+        total.refused += round(load.refused * factor)
+        total.failed += round(load.failed * factor)
+        total.timeouts += round(load.timeouts * factor)
+        total.latency.merge(load.latency)
+        total.in_flight += load.in_flight
+    return total

@@ -45,6 +45,7 @@ class Gate:
         self.denied_by_rate = [0] * PRIORITIES
         self.denied_by_guard = [0] * PRIORITIES
         self.would_deny = 0  # in `observe`, for whatever cause
+        self.reported_ns: int | None = None  # when an outcome was last reported here
         self.guard = Guard()
         self.ration = Ration()
         self.share = 1.0
@@ -115,6 +116,7 @@ class Gate:
         self._outcomes[kind] += count
         if latency_ms is not None and kind != "timeout":
             self._latency.add(latency_ms, count)
+        self.reported_ns = now_ns
         self.guard.report(latency_ms, kind, count, now_ns)
         self.guard.step(sum(self.admitted if self._is_on else self.wanted), now_ns)
 
@@ -174,6 +176,11 @@ class Gate:
         )
 
     # For metrics.
+
+    @property
+    def rate(self) -> float | None:
+        """Checks per second admitted for the whole backend; None: no bound."""
+        return self._rate
 
     @property
     def in_flight(self) -> float:
