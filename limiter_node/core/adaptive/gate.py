@@ -33,6 +33,10 @@ PRESSURE_MAX = 8.0
 """Longest wait, in RETRY_NS: past that people would rather have their error now."""
 
 
+IN_FLIGHT_MIN = 0.01
+"""Told where a guard acts and nothing is out: 0 says that there is no guard."""
+
+
 class Gate:
     """One backend on one node. `jitter` is uniform in [0, 1)."""
 
@@ -179,7 +183,7 @@ class Gate:
     def in_flight(self) -> float:
         """Checks admitted and not yet reported, as estimated, in checks; 0 where outcomes tell too little."""
         guard = self.guard
-        return max(guard.out, 0.0) / guard.ratio if guard.is_on and guard.limit != float("inf") else 0.0
+        return max(guard.out, IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.limit != float("inf") else 0.0
 
     @property
     def state(self) -> str:

@@ -38,6 +38,11 @@ RATE_TAU_MIN_S = 0.25
 RATE_TAU_MAX_S = 4.0
 """Rates and latencies are averaged over the time of 15 outcomes (26 % noise), within these bounds."""
 
+SHUT_COUNTS = 3.0
+SHUT_TAU_S = 1.5
+"""When nothing is admitted where three would have been, the rate falls no faster than this: it must not take the limit
+with it before an error in `out` has leaked away."""
+
 RELAX_COUNTS = 4
 RELAX_TAU_S = 0.1
 """Tight times may end by the latest 4 outcomes, or those of the last 0.1 s: what is lost by ending too early is seen at
@@ -221,7 +226,10 @@ class Guard:
         self._admitted = admitted
         self._unanswered += new
         weight = 1 - exp(-span_s / min(max(RATE_COUNTS / (self._rate + 1e-9), RATE_TAU_MIN_S), RATE_TAU_MAX_S))
-        self._rate += (self._answers / span_s - self._rate) * weight
+        rate = self._answers / span_s
+        is_shut = self._idle_ns / NS * self._rate > SHUT_COUNTS and rate < self._rate
+        slow = 1 - exp(-span_s / SHUT_TAU_S)
+        self._rate += (rate - self._rate) * (min(weight, slow) if is_shut else weight)
         self._busy += (self._busy_ms / 1e3 / span_s - self._busy) * weight
         if self._new_count:
             kept = exp(-self._new_count / max(RATE_COUNTS, self._rate * RATE_TAU_MIN_S))

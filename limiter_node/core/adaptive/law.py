@@ -56,9 +56,19 @@ RATE_CAPACITY_MAX = 1.1
 YIELD = 1.15
 """Of the capacity: what is left to the guards while they hold the latency."""
 
+GUARDED_MIN = 0.2
+"""Of the demand: where guards act they turn away what is too much even below that, and let it in again sooner."""
+
+YIELD_LATE = 0.2
+YIELD_SLO = 0.7
+"""Of that, 0.2 is taken back while the 90th percentile goes from 0.7 of the objective to 1.4."""
+
 HELD_SLO = 0.8
 HELD_TIMEOUTS = 0.05
 """The guards hold it while the median is below 0.8 of the objective and no more than 5 % time out."""
+
+UNHELD_TICKS = 4
+"""So long they are given: at an onset they need a latency and a drain."""
 
 BLIND_TIMEOUTS = 0.3
 """With more of them the answers tell no capacity."""
@@ -104,6 +114,9 @@ demand that was measured a second ago."""
 GUARDED = 0.97
 """Of what the rate would have let through: with less than this admitted, guards turn checks away."""
 
+GUARDS_BIND = 0.9
+"""The same, where what the nodes' buckets waste must not be taken for it."""
+
 NEW_NORMAL_S = 15.0
 """With all demand admitted, guards quiet and the objective kept for so long, a higher latency is the normal one."""
 
@@ -129,6 +142,7 @@ class Law:
         self._accepted_s = 0.0  # for how long a higher latency was borne by all
         self._errors: ErrorTest | None = None
         self._drain = DrainTest()
+        self._unheld = 0  # ticks in a row in which the guards did not hold the latency
         self._adopted: Decision | None = None
         self._adopted_ns: int | None = None
         self._heard_ns: int | None = None
@@ -295,23 +309,32 @@ class Law:
         """Move the capacity to what is seen."""
         answers_s = self._answers_s(view)
         capacity = self.capacity
-        guards = view.is_guarded and view.admitted_s < GUARDED * min(view.wanted_s, self.rate)
+        guards = view.is_guarded and view.admitted_s < GUARDS_BIND * min(view.wanted_s, self.rate)
         least = QUEUED_S * capacity.value
+        self._unheld = 0 if self._guards_hold(view) else self._unheld + 1
+        yields = view.is_guarded and self._unheld < UNHELD_TICKS
+        capacity.see(answers_s)
         was_busy = min(queued, self._queued) > least
         self._queued = queued
         if error_score > HEALTHY:
             successes_s = answers_s * (1 - view.signal.error_rate)
             if successes_s < capacity.value and self._errors is None:
                 capacity.measure(successes_s)
-        elif view.signal.timeout_rate > BLIND_TIMEOUTS:
+        elif view.signal.timeout_rate > BLIND_TIMEOUTS and not yields:
             if answers_s < 0.5 * view.admitted_s:
                 capacity.doubt()
-        elif was_busy or (guards and score > HEALTHY):
+        elif yields and guards:
+            if score > HEALTHY:
+                capacity.follow()
+        elif yields and self._unheld == 0:
+            if may_grow and self.rate < self.demand:
+                capacity.grow(min(answers_s, self.rate), is_guarded=True)
+        elif was_busy:
             capacity.measure(answers_s)
         elif score > HEALTHY or queued > least:
             capacity.pause()
         elif may_grow and self.rate < self.demand and view.admitted_s >= BINDING * min(self.rate, view.wanted_s):
-            capacity.grow(min(answers_s, self.rate), is_guarded=view.is_guarded)
+            capacity.grow(min(answers_s, self.rate), is_guarded=False)
 
     def _is_over(self, view: View, score: float) -> bool:
         """Whether all has been well for long enough; a latency that all have borne for long is normal from now on."""
@@ -329,9 +352,10 @@ class Law:
         """Work out the rate of this tick."""
         capacity = self.capacity.value
         slo_ms = self.baseline.slo_ms(self._policy)
-        yields = self._guards_hold(view)
+        yields = view.is_guarded and self._unheld < UNHELD_TICKS
         if yields:
-            rate = YIELD * capacity
+            late = (sure_p90_ms(view.signal) / slo_ms - YIELD_SLO) / YIELD_SLO if slo_ms else 0.0
+            rate = (YIELD - YIELD_LATE * min(max(late, 0.0), 1.0)) * capacity
         else:
             rate = capacity - (queued - QUEUE_WANTED_S * capacity) / DRAIN_S
             rate = min(max(rate, RATE_CAPACITY_MIN * capacity), RATE_CAPACITY_MAX * capacity)
@@ -343,7 +367,7 @@ class Law:
             rate = min(rate, DRAIN_RATE * capacity)
         if is_new:
             rate = min(max(rate, (1 - ADOPTED_STEP) * self.rate), self.rate)
-        lowest = self._policy.min * self.demand
+        lowest = max(self._policy.min, GUARDED_MIN if view.is_guarded else 0.0) * self.demand
         self.rate = min(max(rate, lowest), self.demand)
         self._multiplier = min(max(self.rate / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if score > HEALTHY else "recovery"
