@@ -26,7 +26,7 @@ UNKNOWN_STEP = 0.7
 GROWTH_START = 0.02
 GROWTH_START_GUARDED = 0.5
 GROWTH_FACTOR = 1.5
-GROWTH_MAX = 0.5
+GROWTH_MAX = 1.0
 """A tick. Where guards on the nodes catch what is too much, trying costs little."""
 
 BELOW_CEILING = 0.95

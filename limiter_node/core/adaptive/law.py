@@ -71,7 +71,9 @@ UNHELD_TICKS = 4
 """So long they are given: at an onset they need a latency and a drain."""
 
 BLIND_TIMEOUTS = 0.3
-"""With more of them the answers tell no capacity."""
+BLIND_TICKS = 4
+"""With more of them the answers tell no capacity, and the queue is drained as deep as may be; after so many ticks of it
+the capacity is doubted."""
 
 SURPLUS_TAU_S = 3.0
 SURPLUS_SIGMAS = 3.0
@@ -114,6 +116,9 @@ demand that was measured a second ago."""
 GUARDED = 0.97
 """Of what the rate would have let through: with less than this admitted, guards turn checks away."""
 
+DELAY_TICKS = 0.2
+"""For so long the rate before is still in force at the nodes."""
+
 GUARDS_BIND = 0.9
 """The same, where what the nodes' buckets waste must not be taken for it."""
 
@@ -142,6 +147,8 @@ class Law:
         self._accepted_s = 0.0  # for how long a higher latency was borne by all
         self._errors: ErrorTest | None = None
         self._drain = DrainTest()
+        self._blind = 0  # ticks in a row in which the answers told nothing
+        self._enforced = 0.0  # rate that was in force over the last tick
         self._unheld = 0  # ticks in a row in which the guards did not hold the latency
         self._adopted: Decision | None = None
         self._adopted_ns: int | None = None
@@ -181,7 +188,7 @@ class Law:
             self._adopted_ns = now_ns
             if self.is_controlling and not self.rate:
                 # Only a multiplier was published: what is admitted under it is its rate.
-                self.rate = view.admitted_s
+                self.rate = self._enforced = view.admitted_s
                 self.capacity.begin(self.rate)
                 self.demand = view.admitted_s / self._multiplier
         if not self.is_controlling:
@@ -215,7 +222,7 @@ class Law:
         self.is_controlling = True
         self.demand = max(view.wanted_s, sum(view.mix_s))
         self.capacity.begin(capacity)
-        self.rate = view.admitted_s
+        self.rate = self._enforced = view.admitted_s
         self._surplus = 0.0  # checks admitted and not answered, leaking
         self._queued = 0.0  # backlog at the last tick
         self._hot = 0
@@ -309,10 +316,11 @@ class Law:
         """Move the capacity to what is seen."""
         answers_s = self._answers_s(view)
         capacity = self.capacity
-        guards = view.is_guarded and view.admitted_s < GUARDS_BIND * min(view.wanted_s, self.rate)
+        guards = view.is_guarded and view.admitted_s < GUARDS_BIND * min(view.wanted_s, self._enforced)
         least = QUEUED_S * capacity.value
         self._unheld = 0 if self._guards_hold(view) else self._unheld + 1
         yields = view.is_guarded and self._unheld < UNHELD_TICKS
+        self._blind = self._blind + 1 if view.signal.timeout_rate > BLIND_TIMEOUTS and not yields else 0
         capacity.see(answers_s)
         was_busy = min(queued, self._queued) > least
         self._queued = queued
@@ -320,8 +328,8 @@ class Law:
             successes_s = answers_s * (1 - view.signal.error_rate)
             if successes_s < capacity.value and self._errors is None:
                 capacity.measure(successes_s)
-        elif view.signal.timeout_rate > BLIND_TIMEOUTS and not yields:
-            if answers_s < 0.5 * view.admitted_s:
+        elif self._blind:
+            if self._blind > BLIND_TICKS:
                 capacity.doubt()
         elif yields and guards:
             if score > HEALTHY:
@@ -358,7 +366,8 @@ class Law:
             rate = (YIELD - YIELD_LATE * min(max(late, 0.0), 1.0)) * capacity
         else:
             rate = capacity - (queued - QUEUE_WANTED_S * capacity) / DRAIN_S
-            rate = min(max(rate, RATE_CAPACITY_MIN * capacity), RATE_CAPACITY_MAX * capacity)
+            rate = min(rate, 0.0 if self._blind else RATE_CAPACITY_MAX * capacity)
+            rate = max(rate, RATE_CAPACITY_MIN * capacity)
             if slo_ms and view.signal.p50_ms > slo_ms:
                 step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
                 rate = min(rate, max(step, USELESS_MIN * self.demand))
@@ -367,8 +376,10 @@ class Law:
             rate = min(rate, DRAIN_RATE * capacity)
         if is_new:
             rate = min(max(rate, (1 - ADOPTED_STEP) * self.rate), self.rate)
+        before = self.rate
         lowest = max(self._policy.min, GUARDED_MIN if view.is_guarded else 0.0) * self.demand
         self.rate = min(max(rate, lowest), self.demand)
+        self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
         self._multiplier = min(max(self.rate / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if score > HEALTHY else "recovery"
         if self._multiplier >= 1:
