@@ -7,6 +7,15 @@ tried overshoots by a few per cent where nothing has changed, and finds a capaci
 
 from __future__ import annotations
 
+from collections import deque
+
+GUARDED_TICKS = 6
+"""Where guards on the nodes let through what is answered, the second most of so many seconds is the capacity: what they
+turn away too much for a moment must not become a cut for all, nor one second's noise a promise."""
+
+GUARDED_STEP = 0.8
+"""The most that is taken back in such a tick."""
+
 WEIGHT_UP = 0.7
 WEIGHT_DOWN = 0.4
 """Of the newest second in the capacity: noise of a second at 100/s is 10 %; more than was thought proves itself."""
@@ -15,9 +24,9 @@ UNKNOWN_STEP = 0.7
 """A tick, while most outcomes are timeouts: then nothing can be read off the answers."""
 
 GROWTH_START = 0.02
-GROWTH_START_GUARDED = 0.25
+GROWTH_START_GUARDED = 0.5
 GROWTH_FACTOR = 1.5
-GROWTH_MAX = 0.5
+GROWTH_MAX = 1.0
 """A tick. Where guards on the nodes catch what is too much, trying costs little."""
 
 BELOW_CEILING = 0.95
@@ -32,18 +41,29 @@ class Capacity:
         self.value = 0.0
         self._ceiling = 0.0  # the last measure under a queue; 0: none
         self._growth = GROWTH_START
+        self._guarded: deque[float] = deque(maxlen=GUARDED_TICKS)
 
     def begin(self, value: float, ceiling: float = 0.0) -> None:
         """Start anew, from what is known now."""
         self.value = value
         self._ceiling = ceiling
         self._growth = GROWTH_START
+        self._guarded.clear()
 
     def measure(self, answers_s: float) -> None:
         """Take what was answered while checks waited."""
         self.value += (answers_s - self.value) * (WEIGHT_UP if answers_s > self.value else WEIGHT_DOWN)
         self._ceiling = self.value
         self._growth = GROWTH_START
+
+    def see(self, answers_s: float) -> None:
+        """Remember a tick under guards."""
+        self._guarded.append(answers_s)
+
+    def follow(self) -> None:
+        """Take what was answered while guards held the queue short."""
+        self.value = max(sorted(self._guarded)[-2:][0], GUARDED_STEP * self.value)
+        self._ceiling = 0.0
 
     def doubt(self) -> None:
         """It is less, by nobody knows how much."""

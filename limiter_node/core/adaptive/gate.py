@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy
-from limiter_node.core.adaptive.guard import Guard
+from limiter_node.core.adaptive.guard import RATIO_MIN, Guard
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.sketch import Sketch
 
@@ -33,6 +33,10 @@ PRESSURE_MAX = 8.0
 """Longest wait, in RETRY_NS: past that people would rather have their error now."""
 
 
+IN_FLIGHT_MIN = 0.01
+"""Told where a guard acts and nothing is out: 0 says that there is no guard."""
+
+
 class Gate:
     """One backend on one node. `jitter` is uniform in [0, 1)."""
 
@@ -46,7 +50,7 @@ class Gate:
         self.denied_by_guard = [0] * PRIORITIES
         self.would_deny = 0  # in `observe`, for whatever cause
         self.reported_ns: int | None = None  # when an outcome was last reported here
-        self.guard = Guard()
+        self.guard = Guard(jitter)
         self.ration = Ration()
         self.share = 1.0
         self.decision: Decision | None = None
@@ -94,7 +98,7 @@ class Gate:
             denied = None
         elif not ration.passes(priority):
             denied = self.denied_by_priority
-        elif guard.refuses(priority, self._jitter()):
+        elif guard.refuses(priority, self._jitter(), now_ns):
             denied = self.denied_by_guard
             guard.turned_away(now_ns)
         elif not ration.draw(priority, now_ns):
@@ -186,7 +190,7 @@ class Gate:
     def in_flight(self) -> float:
         """Checks admitted and not yet reported, as estimated, in checks; 0 where outcomes tell too little."""
         guard = self.guard
-        return max(guard.out, 0.0) / guard.ratio if guard.is_on and guard.limit != float("inf") else 0.0
+        return max(guard.out, IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
 
     @property
     def state(self) -> str:

@@ -56,12 +56,24 @@ RATE_CAPACITY_MAX = 1.1
 YIELD = 1.15
 """Of the capacity: what is left to the guards while they hold the latency."""
 
+GUARDED_MIN = 0.2
+"""Of the demand: where guards act they turn away what is too much even below that, and let it in again sooner."""
+
+YIELD_LATE = 0.2
+YIELD_SLO = 0.7
+"""Of that, 0.2 is taken back while the 90th percentile goes from 0.7 of the objective to 1.4."""
+
 HELD_SLO = 0.8
 HELD_TIMEOUTS = 0.05
 """The guards hold it while the median is below 0.8 of the objective and no more than 5 % time out."""
 
+UNHELD_TICKS = 4
+"""So long they are given: at an onset they need a latency and a drain."""
+
 BLIND_TIMEOUTS = 0.3
-"""With more of them the answers tell no capacity."""
+BLIND_TICKS = 4
+"""With more of them the answers tell no capacity, and the queue is drained as deep as may be; after so many ticks of it
+the capacity is doubted."""
 
 SURPLUS_TAU_S = 3.0
 SURPLUS_SIGMAS = 3.0
@@ -104,6 +116,12 @@ demand that was measured a second ago."""
 GUARDED = 0.97
 """Of what the rate would have let through: with less than this admitted, guards turn checks away."""
 
+DELAY_TICKS = 0.2
+"""For so long the rate before is still in force at the nodes."""
+
+GUARDS_BIND = 0.9
+"""The same, where what the nodes' buckets waste must not be taken for it."""
+
 NEW_NORMAL_S = 15.0
 """With all demand admitted, guards quiet and the objective kept for so long, a higher latency is the normal one."""
 
@@ -129,6 +147,9 @@ class Law:
         self._accepted_s = 0.0  # for how long a higher latency was borne by all
         self._errors: ErrorTest | None = None
         self._drain = DrainTest()
+        self._blind = 0  # ticks in a row in which the answers told nothing
+        self._enforced = 0.0  # rate that was in force over the last tick
+        self._unheld = 0  # ticks in a row in which the guards did not hold the latency
         self._adopted: Decision | None = None
         self._adopted_ns: int | None = None
         self._heard_ns: int | None = None
@@ -167,7 +188,7 @@ class Law:
             self._adopted_ns = now_ns
             if self.is_controlling and not self.rate:
                 # Only a multiplier was published: what is admitted under it is its rate.
-                self.rate = view.admitted_s
+                self.rate = self._enforced = view.admitted_s
                 self.capacity.begin(self.rate)
                 self.demand = view.admitted_s / self._multiplier
         if not self.is_controlling:
@@ -201,7 +222,7 @@ class Law:
         self.is_controlling = True
         self.demand = max(view.wanted_s, sum(view.mix_s))
         self.capacity.begin(capacity)
-        self.rate = view.admitted_s
+        self.rate = self._enforced = view.admitted_s
         self._surplus = 0.0  # checks admitted and not answered, leaking
         self._queued = 0.0  # backlog at the last tick
         self._hot = 0
@@ -295,23 +316,33 @@ class Law:
         """Move the capacity to what is seen."""
         answers_s = self._answers_s(view)
         capacity = self.capacity
-        guards = view.is_guarded and view.admitted_s < GUARDED * min(view.wanted_s, self.rate)
+        guards = view.is_guarded and view.admitted_s < GUARDS_BIND * min(view.wanted_s, self._enforced)
         least = QUEUED_S * capacity.value
+        self._unheld = 0 if self._guards_hold(view) else self._unheld + 1
+        yields = view.is_guarded and self._unheld < UNHELD_TICKS
+        self._blind = self._blind + 1 if view.signal.timeout_rate > BLIND_TIMEOUTS and not yields else 0
+        capacity.see(answers_s)
         was_busy = min(queued, self._queued) > least
         self._queued = queued
         if error_score > HEALTHY:
             successes_s = answers_s * (1 - view.signal.error_rate)
             if successes_s < capacity.value and self._errors is None:
                 capacity.measure(successes_s)
-        elif view.signal.timeout_rate > BLIND_TIMEOUTS:
-            if answers_s < 0.5 * view.admitted_s:
+        elif self._blind:
+            if self._blind > BLIND_TICKS:
                 capacity.doubt()
-        elif was_busy or (guards and score > HEALTHY):
+        elif yields and guards:
+            if score > HEALTHY:
+                capacity.follow()
+        elif yields and self._unheld == 0:
+            if may_grow and self.rate < self.demand:
+                capacity.grow(min(answers_s, self.rate), is_guarded=True)
+        elif was_busy:
             capacity.measure(answers_s)
         elif score > HEALTHY or queued > least:
             capacity.pause()
         elif may_grow and self.rate < self.demand and view.admitted_s >= BINDING * min(self.rate, view.wanted_s):
-            capacity.grow(min(answers_s, self.rate), is_guarded=view.is_guarded)
+            capacity.grow(min(answers_s, self.rate), is_guarded=False)
 
     def _is_over(self, view: View, score: float) -> bool:
         """Whether all has been well for long enough; a latency that all have borne for long is normal from now on."""
@@ -329,22 +360,27 @@ class Law:
         """Work out the rate of this tick."""
         capacity = self.capacity.value
         slo_ms = self.baseline.slo_ms(self._policy)
-        yields = self._guards_hold(view)
+        yields = view.is_guarded and self._unheld < UNHELD_TICKS
         if yields:
-            rate = YIELD * capacity
+            late = (sure_p90_ms(view.signal) / slo_ms - YIELD_SLO) / YIELD_SLO if slo_ms else 0.0
+            rate = (YIELD - YIELD_LATE * min(max(late, 0.0), 1.0)) * capacity
         else:
             rate = capacity - (queued - QUEUE_WANTED_S * capacity) / DRAIN_S
-            rate = min(max(rate, RATE_CAPACITY_MIN * capacity), RATE_CAPACITY_MAX * capacity)
-            if slo_ms and view.signal.p50_ms > slo_ms:
-                step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
-                rate = min(rate, max(step, USELESS_MIN * self.demand))
+            rate = min(rate, 0.0 if self._blind else RATE_CAPACITY_MAX * capacity)
+            rate = max(rate, RATE_CAPACITY_MIN * capacity)
+        if slo_ms and view.signal.p50_ms > slo_ms:
+            step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
+            rate = min(rate, max(step, USELESS_MIN * self.demand))
         pulse = self._test_drain(view, score, yields=yields)
         if pulse:
             rate = min(rate, DRAIN_RATE * capacity)
         if is_new:
             rate = min(max(rate, (1 - ADOPTED_STEP) * self.rate), self.rate)
-        lowest = self._policy.min * self.demand
+        before = self.rate
+        floor = min(GUARDED_MIN * self.demand, before) if view.is_guarded else 0.0
+        lowest = max(self._policy.min * self.demand, floor)
         self.rate = min(max(rate, lowest), self.demand)
+        self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
         self._multiplier = min(max(self.rate / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if score > HEALTHY else "recovery"
         if self._multiplier >= 1:
