@@ -24,6 +24,11 @@ DEMAND_TAU_S = 3.0
 """Demand by priority is averaged over a few ticks: fractions must not dance with Poisson's noise."""
 
 
+CHECKED = 0.2
+"""Of the outcomes heard of: with fewer checks than that, the backend's load does not come through this fleet, and what
+is answered is taken for what is wanted. The multiplier is then for others to read, and for what little does come."""
+
+
 class View(msgspec.Struct):
     """One tick's reading."""
 
@@ -77,9 +82,10 @@ class Recent:
         else:
             return None
         in_flight = load.in_flight if load is not None and load.in_flight > 0 else signal.in_flight
+        is_checked = self.wanted_s >= CHECKED * signal.throughput
         return View(
-            wanted_s=self.wanted_s,
-            admitted_s=self.admitted_s,
+            wanted_s=self.wanted_s if is_checked else signal.throughput,
+            admitted_s=self.admitted_s if is_checked else signal.throughput,
             mix_s=self.mix_s,
             span_s=load.span_ns / NS if load is not None else 1.0,
             signal=signal,
