@@ -121,7 +121,7 @@ def test_limits_shrink_while_a_backend_suffers_and_grow_back(fleet: Fleet) -> No
         assert took_s < 20.0
         eventually(lambda: {backend_at(each)["state"] for each in fleet.nodes} == {"normal"}, 30.0, "normal everywhere")
         assert multipliers(fleet) == [1.0, 1.0, 1.0]
-    events = [event for event in node.log_events() if event["event"] == "backend state changed"]
+    events = [event for event in node.log_events if event["event"] == "backend state changed"]
     assert {"overload", "normal"} <= {event["state"] for event in events}
 
 
