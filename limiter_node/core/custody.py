@@ -1,7 +1,8 @@
 """Custody: which buckets this node may decide although others may know more of them.
 
-When the ring has changed, or this node has lost its right to decide for a moment, other nodes may have granted what it
-does not know of. Until each of them has released this node (has told all, see `replication`), a bucket is decided only
+When the ring has changed, or this node has lost its right to decide for a moment or has it back, other nodes may have
+granted what it does not know of. Until each of them has released this node (has told all, see `replication`), a bucket
+is decided only
 
 - if it has been this node's in every ring since it last was whole, or
 - if every node that has not released this one yet has answered what it knows of that bucket (a pull), and so decides it

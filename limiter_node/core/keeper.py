@@ -206,19 +206,19 @@ class Keeper:
     # The right to decide.
 
     def _notice_lapse(self, now_ns: int) -> None:
-        """Whatever happened since the right ran out is not known: all must tell, before anything is decided again."""
-        if now_ns < self.fence.right_until_ns:
-            if self._lapsed_ns is not None:
-                self._fenced_ns += now_ns - self._lapsed_ns
-                self._lapsed_ns = None
-        elif self._lapsed_ns is None:
-            self._lapsed_ns = now_ns
-            self.lapses += 1
+        """What others decide while the right is gone is not known: all must tell, before anything is decided again.
+
+        Again when it is back: who has told before, or was given up for gone, may have acted in this node's place since.
+        """
+        has_right = now_ns < self.fence.right_until_ns
+        if has_right is (self._lapsed_ns is not None):
+            self._fenced_ns = self.fenced_ns_until(now_ns)
+            self._lapsed_ns = None if has_right else now_ns
+            self.lapses += not has_right
             others = (self.ring.members.keys() | self.ring.leavers.keys()) - {self._node_id}
             self.custody.begin(self.ring, others, missed=True)
             for link in self._links.values():
-                link.pinged_ns = NEVER_NS
-                link.carrier.wake()
+                self.ask(link)
         self.free_until_ns = 0 if self._lapsed_ns is not None or self.custody.pending else self.fence.right_until_ns
 
     def take_homeless(self, now_ns: int) -> tuple[list[Forward], list[Forward]]:
@@ -248,12 +248,8 @@ class Keeper:
                 if ring.owner(bucket[1]) != self._node_id:
                     self._homeless += parked.forwards
                     del self.custody.parked[bucket]
-                else:
-                    for name in parked.missing:
-                        self._pull(name, bucket)
         for link in self._links.values():
-            link.pinged_ns = NEVER_NS
-            link.carrier.wake()
+            self.ask(link)
         for name, pull, respond in self._pulls.take_early():
             self._on_pull(name, pull, now_ns, respond)
         self._notice_lapse(now_ns)
@@ -268,10 +264,11 @@ class Keeper:
         self.replication.drop(name)
         self.fence.forget(name)
 
-    def on_up(self, link: Link) -> None:
-        """A link carries frames: say at once what was missed meanwhile."""
+    def ask(self, link: Link) -> None:
+        """Ask a peer at once for what this node has missed."""
         link.pinged_ns = NEVER_NS
         link.pulls = [bucket for bucket, parked in self.custody.parked.items() if link.peer.id in parked.missing]
+        link.carrier.wake()
 
     def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None) -> None:
         """A link broke or, at a dial begun at `refused_ns`, was refused."""
@@ -293,7 +290,7 @@ class Keeper:
             self._next_id += 1
             link.pings[self._next_id] = now_ns, self.custody.epoch
             requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch))
-        requests += self._pulls.frames(link, self.ring.revision)
+        requests += self._pulls.frames(link, self.ring.revision, self.custody.epoch)
         requests += self.replication.frames(link.peer.id, now_ns)
         return requests
 
@@ -327,7 +324,7 @@ class Keeper:
             case Pulled(id=number, copies=copies):
                 for copy in copies:
                     self._merge(link.peer.id, copy, now_ns)
-                for bucket in self._pulls.take_answered(number):
+                for bucket in self._pulls.take_answered(number, self.custody.epoch):
                     self.custody.on_pulled(link.peer.id, bucket)
                 self._resume(now_ns)
             case News():

@@ -26,22 +26,23 @@ class Pulls:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._next_id = 0
-        self._asked: dict[int, tuple[str, list[Bucket]]] = {}  # by frame id: whom, for what
+        self._asked: dict[int, tuple[str, int, list[Bucket]]] = {}  # by frame id: whom, at which epoch, for what
         self._early: list[tuple[str, Pull, Callable[[Reply], None]]] = []  # of nodes with a newer ring
 
-    def frames(self, link: Link, revision: int) -> list[Pull]:
+    def frames(self, link: Link, revision: int, epoch: int) -> list[Pull]:
         """The pulls to send on a link."""
         frames: list[Pull] = []
         while link.pulls:
             wanted, link.pulls = link.pulls[:COPIES_PER_FRAME_MAX], link.pulls[COPIES_PER_FRAME_MAX:]
             self._next_id += 1
-            self._asked[self._next_id] = link.peer.id, wanted
+            self._asked[self._next_id] = link.peer.id, epoch, wanted
             frames.append(Pull(self._next_id, revision, wanted))
         return frames
 
-    def take_answered(self, frame_id: int) -> list[Bucket]:
-        """What the pull of that id asked for; nothing if it was given up meanwhile."""
-        return self._asked.pop(frame_id, ("", []))[1]
+    def take_answered(self, frame_id: int, epoch: int) -> list[Bucket]:
+        """What the pull of that id asked for; nothing if it was given up meanwhile, or asked again (see `custody`)."""
+        _, asked_at, wanted = self._asked.pop(frame_id, ("", epoch, []))
+        return wanted if asked_at == epoch else []
 
     def on_down(self, name: str) -> None:
         """The way to a peer is broken: its answers will not come."""

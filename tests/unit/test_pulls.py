@@ -81,12 +81,12 @@ def test_all_that_is_wanted_of_a_peer_is_asked_for_once_in_frames_of_bounded_siz
     pulls, link = Pulls(Engine(buckets_max=9)), Link(Member("b", "b:8082"))
     link.pulls = [("api", str(number)) for number in range(count)]
     wanted = list(link.pulls)
-    frames = pulls.frames(link, 7)
+    frames = pulls.frames(link, 7, 2)
     assert [len(frame.wanted) for frame in frames] == sizes
     assert [bucket for frame in frames for bucket in frame.wanted] == wanted
     assert {frame.revision for frame in frames} <= {7}
-    assert pulls.frames(link, 7) == []
-    assert [pulls.take_answered(frame.id) for frame in frames] == [frame.wanted for frame in frames]
+    assert pulls.frames(link, 7, 2) == []
+    assert [pulls.take_answered(frame.id, 2) for frame in frames] == [frame.wanted for frame in frames]
 
 
 def test_an_answer_counts_once_and_not_at_all_after_the_way_was_broken() -> None:
@@ -95,9 +95,16 @@ def test_an_answer_counts_once_and_not_at_all_after_the_way_was_broken() -> None
     for name in "bc":
         link = Link(Member(name, f"{name}:8082"))
         link.pulls = [("api", name)]
-        (frames[name],) = pulls.frames(link, 7)
+        (frames[name],) = pulls.frames(link, 7, 2)
     pulls.on_down("b")
-    assert pulls.take_answered(frames["b"].id) == []
-    assert pulls.take_answered(frames["c"].id) == [("api", "c")]
-    assert pulls.take_answered(frames["c"].id) == []
-    assert pulls.take_answered(12_345) == []
+    assert pulls.take_answered(frames["b"].id, 2) == []
+    assert pulls.take_answered(frames["c"].id, 2) == [("api", "c")]
+    assert pulls.take_answered(frames["c"].id, 2) == []
+    assert pulls.take_answered(12_345, 2) == []
+
+
+def test_an_answer_does_not_count_for_what_has_been_missed_since_it_was_asked_for() -> None:
+    pulls, link = Pulls(Engine(buckets_max=9)), Link(Member("b", "b:8082"))
+    link.pulls = [("api", "k")]
+    (frame,) = pulls.frames(link, 7, 2)
+    assert pulls.take_answered(frame.id, 3) == []
