@@ -189,7 +189,9 @@ class Keeper:
             self._wake(name)
 
     def _resume(self, now_ns: int) -> None:
-        """Decide the parked checks that can be."""
+        """Answer the pulls and decide the parked checks that can be."""
+        for pull, respond in self._pulls.take_early():
+            self._on_pull(pull, now_ns, respond)
         if not self.custody.parked:
             return
         for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
@@ -237,7 +239,7 @@ class Keeper:
                 self.replication.drop(name)  # whatever that process was still to get died with it
         self.replication.collect(before, now_ns)
         self.fence.set_ring(ring, now_ns)
-        if before.members != ring.members:
+        if before.members != ring.members or ring.leavers.keys() - before.leavers.keys():
             is_new = self._node_id not in before.members
             if is_new:
                 self._lapsed_ns = now_ns
@@ -250,8 +252,6 @@ class Keeper:
                     del self.custody.parked[bucket]
         for link in self._links.values():
             self.ask(link)
-        for name, pull, respond in self._pulls.take_early():
-            self._on_pull(name, pull, now_ns, respond)
         self._notice_lapse(now_ns)
         self._resume(now_ns)
 
@@ -290,7 +290,7 @@ class Keeper:
             self._next_id += 1
             link.pings[self._next_id] = now_ns, self.custody.epoch
             requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch))
-        requests += self._pulls.frames(link, self.ring.revision, self.custody.epoch)
+        requests += self._pulls.frames(link, self.ring.revision, self.custody)
         requests += self.replication.frames(link.peer.id, now_ns)
         return requests
 
@@ -310,7 +310,7 @@ class Keeper:
                     self._merge(name, copy, now_ns)
                 respond(Ack(number, self.ring.revision))
             case Pull():
-                self._on_pull(name, request, now_ns, respond)
+                self._on_pull(request, now_ns, respond)
             case News():
                 self._on_news(request)
 
@@ -350,8 +350,8 @@ class Keeper:
             return False
         if self._node_id not in self.ring.members:
             return self.has_handed_over(now_ns)  # to all: some of them have never heard of this node
-        if any(other not in self.ring.members and other not in self.ring.leavers for other in self.custody.pending):
-            return False  # the member has never heard of that node, and must not be without what it still has to tell
+        if self.custody.has_strangers(self.ring):
+            return False
         self.replication.collect(self.ring, now_ns)
         outlet = self.replication.outlet(name)
         if outlet.epoch != epoch:
@@ -377,9 +377,11 @@ class Keeper:
         self._notice_lapse(now_ns)
         self._resume(now_ns)
 
-    def _on_pull(self, name: str, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
-        if not self._pulls.answer(self.ring, name, pull, now_ns, respond):
-            respond(self.ring.news())
+    def _on_pull(self, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        is_early = pull.revision > self.ring.revision or self.custody.has_strangers(self.ring, pull.asked)
+        if pull.revision < self.ring.revision and not is_early:
+            respond(self.ring.news())  # the asker may begin anew then, and the answer counts for nothing
+        self._pulls.answer(pull, now_ns, respond, is_early=is_early)
 
     def _merge(self, name: str, copy: Copy, now_ns: int) -> None:
         self._engine.merge(copy, now_ns, follows=self.ring.owner(copy.key) == name)

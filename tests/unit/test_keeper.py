@@ -702,9 +702,8 @@ def test_whoever_holds_a_bucket_may_pull_it(node: Node) -> None:
     assert node.ask("b", Pull(6, 7, [("api", STAND_IN)])) == [pulled]
 
 
-def test_who_pulls_by_an_older_ring_what_it_no_longer_holds_is_told_the_ring(node: Node) -> None:
-    strange = key_of("a", "c")
-    assert node.ask("b", Pull(6, 6, [("api", strange)])) == [node.keeper.ring.news()]
+def test_who_pulls_by_an_older_ring_is_told_the_ring_first(node: Node) -> None:
+    assert node.ask("b", Pull(6, 6, [("api", STAND_IN)])) == [node.keeper.ring.news(), Pulled(6, [])]
 
 
 def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> None:
@@ -715,6 +714,30 @@ def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> N
     assert replies == []
     node.set_ring(ring_of("abcd", 8))
     assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_who_pulls_without_having_heard_of_a_node_is_answered_when_that_has_told_all(node: Node) -> None:
+    # d has joined when c was not registered for a moment: it asks a and b only, and neither has the key's bucket.
+    moved = key_of("c", "b", abd="d")
+    node.withholds = {"b", "c"}
+    node.set_ring(ring_of("abd", 8))
+    replies: list[Reply] = []
+    node.keeper.on_request("d", Pull(6, 8, [("api", moved)], ["a", "b"]), node.now_ns, replies.append)
+    node.tick(2 * TICK_NS)
+    assert replies == []
+    # Who asks c, too, need not wait for that.
+    assert node.ask("b", Pull(7, 8, [("api", moved)], ["a", "c", "d"])) == [Pulled(7, [])]
+    node.ask("c", Copies(5, [Copy("api", moved, "default", 30 * MICROS)]))
+    node.withholds = {"b"}
+    node.tick(2 * TICK_NS)
+    assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_a_leaver_that_only_a_newer_ring_names_must_tell_too(node: Node) -> None:
+    node.withholds = {"d"}
+    node.set_ring(ring_of("abc", 8, leavers="d"))
+    node.tick(2 * TICK_NS)
+    assert node.keeper.custody.pending == {"d"}
 
 
 def test_a_newer_ring_is_taken_from_whoever_tells_it_and_an_older_one_is_not(node: Node) -> None:
