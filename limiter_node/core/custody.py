@@ -1,7 +1,8 @@
 """Custody: which buckets this node may decide although others may know more of them.
 
-When the ring has changed, or this node has lost its right to decide for a moment, other nodes may have granted what it
-does not know of. Until each of them has released this node (has told all, see `replication`), a bucket is decided only
+When the ring has changed, or this node has lost its right to decide for a moment or has it back, other nodes may have
+granted what it does not know of. Until each of them has released this node (has told all, see `replication`), a bucket
+is decided only
 
 - if it has been this node's in every ring since it last was whole, or
 - if every node that has not released this one yet has answered what it knows of that bucket (a pull), and so decides it
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from limiter_node.core.links import Forward
     from limiter_node.core.replication import Bucket
 
@@ -74,6 +77,13 @@ class Custody:
         if as_replica:
             return all(self._node_id in ring.holders(bucket[1]) for ring in rings)
         return all(ring.owner(bucket[1]) == self._node_id for ring in rings)
+
+    def has_strangers(self, ring: Ring, asked: Collection[str] = ()) -> bool:
+        """Whether some node that is still to tell all is not in this ring: its members need never have heard of it.
+
+        Whoever asks this node and not that one too (`asked`) must not go without what it knows: wait for that.
+        """
+        return any(name not in ring.members and name not in ring.leavers and name not in asked for name in self.pending)
 
     def park(self, bucket: Bucket, forward: Forward) -> set[str]:
         """Have a check wait; returns the nodes to pull the bucket from."""

@@ -367,8 +367,7 @@ class Router:
         link.heard_ns = now_ns
         link.usable_until_ns = now_ns + self.keeper.fence.silent_after_ns
         self.keeper.fence.heard(link.peer.id, now_ns)
-        self.keeper.on_up(link)
-        link.carrier.wake()
+        self.keeper.ask(link)
 
     def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None = None) -> None:
         """The link broke, or (at a dial begun at `refused_ns`) was refused: whatever waits for it goes another way.

@@ -333,6 +333,41 @@ def test_what_was_pulled_goes_on_only_with_the_right_to_decide(node: Node) -> No
     assert node.remaining() == [60]
 
 
+def test_what_was_told_before_the_right_is_back_must_be_told_again(node: Node) -> None:
+    node.lapse()
+    node.decide(cost=30)
+    asked = {name: node.flush(name) for name in "bc"}  # by ping and pull
+    for name, requests in asked.items():
+        for request in requests:
+            node.answer(name, request)
+    assert not node.keeper.is_fenced
+    assert node.outcomes == []
+    node.known = [Copy("api", MINE, "default", 50 * MICROS)]
+    node.withholds = {"b", "c"}
+    node.talk()
+    assert node.remaining() == [10]
+
+
+def test_who_was_given_up_for_gone_meanwhile_must_tell_once_the_right_is_back() -> None:
+    node = Node()
+    node.join("ab")
+    node.lapse()
+    assert node.keeper.custody.pending == set()
+    # b is still cut off, and may have acted in this node's place; that of two others d hears both gives the right back.
+    node.set_ring(ring_of("abd", 8))
+    node.mute = {"b"}
+    node.tick(2 * TICK_NS)
+    assert not node.keeper.is_fenced
+    mine = key_of("a", abd="a")
+    assert isinstance(node.decide(mine), Forward)
+    assert node.outcomes == []
+    node.mute = set()
+    node.withholds = {"b"}
+    node.known = [Copy("api", mine, "default", 50 * MICROS)]
+    node.tick(TICK_NS)
+    assert node.remaining() == [39]
+
+
 @pytest.mark.parametrize(("for_peer", "wait_ns"), [(True, PARKED_NS), (False, WAYS_MAX * TIMEOUT_NS // 2)])
 def test_a_parked_check_is_given_up_in_time_for_whoever_asked(node: Node, for_peer: bool, wait_ns: int) -> None:
     node.lapse()
@@ -447,7 +482,8 @@ def test_a_sync_verdict_goes_without_the_ack_when_the_replica_hangs_up(sync: Nod
 def test_a_parked_sync_check_waits_for_the_ack_once_it_is_decided(sync: Node) -> None:
     sync.lapse()
     sync.decide(cost=30)
-    sync.talk()
+    sync.talk()  # they back this node
+    sync.talk()  # and tell what they know
     sync.mute = {"b", "c"}
     assert sync.outcomes == []
     (frame,) = [request for request in sync.flush("b") if isinstance(request, Copies)]
@@ -666,9 +702,8 @@ def test_whoever_holds_a_bucket_may_pull_it(node: Node) -> None:
     assert node.ask("b", Pull(6, 7, [("api", STAND_IN)])) == [pulled]
 
 
-def test_who_pulls_by_an_older_ring_what_it_no_longer_holds_is_told_the_ring(node: Node) -> None:
-    strange = key_of("a", "c")
-    assert node.ask("b", Pull(6, 6, [("api", strange)])) == [node.keeper.ring.news()]
+def test_who_pulls_by_an_older_ring_is_told_the_ring_first(node: Node) -> None:
+    assert node.ask("b", Pull(6, 6, [("api", STAND_IN)])) == [node.keeper.ring.news(), Pulled(6, [])]
 
 
 def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> None:
@@ -679,6 +714,30 @@ def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> N
     assert replies == []
     node.set_ring(ring_of("abcd", 8))
     assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_who_pulls_without_having_heard_of_a_node_is_answered_when_that_has_told_all(node: Node) -> None:
+    # d has joined when c was not registered for a moment: it asks a and b only, and neither has the key's bucket.
+    moved = key_of("c", "b", abd="d")
+    node.withholds = {"b", "c"}
+    node.set_ring(ring_of("abd", 8))
+    replies: list[Reply] = []
+    node.keeper.on_request("d", Pull(6, 8, [("api", moved)], ["a", "b"]), node.now_ns, replies.append)
+    node.tick(2 * TICK_NS)
+    assert replies == []
+    # Who asks c, too, need not wait for that.
+    assert node.ask("b", Pull(7, 8, [("api", moved)], ["a", "c", "d"])) == [Pulled(7, [])]
+    node.ask("c", Copies(5, [Copy("api", moved, "default", 30 * MICROS)]))
+    node.withholds = {"b"}
+    node.tick(2 * TICK_NS)
+    assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_a_leaver_that_only_a_newer_ring_names_must_tell_too(node: Node) -> None:
+    node.withholds = {"d"}
+    node.set_ring(ring_of("abc", 8, leavers="d"))
+    node.tick(2 * TICK_NS)
+    assert node.keeper.custody.pending == {"d"}
 
 
 def test_a_newer_ring_is_taken_from_whoever_tells_it_and_an_older_one_is_not(node: Node) -> None:
@@ -749,12 +808,12 @@ def test_a_link_that_is_back_asks_again_for_what_is_still_missing(node: Node) ->
     pulls = [request for request in node.flush("b") if isinstance(request, Pull)]
     node.keeper.on_down(node.links["b"], node.now_ns, refused_ns=None)
     node.answer("b", pulls[0])
-    node.keeper.on_up(node.links["b"])
+    node.keeper.ask(node.links["b"])
     assert node.links["b"].pinged_ns == NEVER_NS
     assert node.wanted("b") == [("api", MINE)]
     # What has been answered is not asked for again.
     node.answer("c", next(request for request in node.flush("c") if isinstance(request, Pull)))
-    node.keeper.on_up(node.links["c"])
+    node.keeper.ask(node.links["c"])
     assert node.wanted("c") == []
 
 
