@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from limiter_node.core.adaptive.baseline import sure_fraction, sure_p90_ms
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy, Signal
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.adaptive.shares import fractions
 from limiter_node.core.adaptive.sketch import Sketch
+from limiter_node.core.backends import signal
 
 NS = 1_000_000_000
 MIX = {0: 0.2, 5: 0.3, 9: 0.5}
@@ -307,3 +309,16 @@ def test_fractions_go_down_with_rank_and_use_the_rate_up() -> None:
     assert abs(sum(shares[name] * wanted[int(name)] for name in shares) - 200) < 0.1
     assert fractions(1_000, wanted) == {"0": 1.0, "5": 1.0, "9": 1.0}
     assert fractions(10, [0.0] * 10) == {}
+
+
+@pytest.mark.parametrize("multiplier", [5e-324, 1e-12, 1.0])
+@pytest.mark.parametrize("rate", [None, 0.0, 1e-300, 1e12])
+@pytest.mark.parametrize("throughput", [0.0, 1e12])
+def test_whatever_people_have_published_a_decision_follows(
+    multiplier: float, rate: float | None, throughput: float
+) -> None:
+    run = Run()
+    run.law.adopt(Decision(multiplier, "by hand", "", rate=rate))
+    told = signal("poll", 1e3, 1e4, 1e5, throughput=throughput, error_rate=0.3)
+    for found in [run.tick(load(100), told, times=5), run.tick(None, told, times=5), run.tick(times=5)]:
+        assert 0.05 <= found.multiplier <= 1 or found.state == "hold"
