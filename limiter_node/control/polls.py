@@ -78,8 +78,8 @@ class Polls:
     async def _read(self, session: aiohttp.ClientSession, name: str, poll: Poll, page: Page) -> None:
         try:
             async with session.get(poll.url) as answer:
-                body = await answer.content.read(PAGE_BYTES_MAX)
-            answer.raise_for_status()
+                answer.raise_for_status()
+                body = await _whole(answer.content)
             now_ns = self._monotonic_ns()
             signal = page.read(body, now_ns)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, BadRule) as error:
@@ -88,3 +88,12 @@ class Polls:
         self.done += 1
         if signal is not None:
             self._controller.polled(name, signal, now_ns)
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > PAGE_BYTES_MAX:
+            raise ValueError(f"the page is too long; allowed: {PAGE_BYTES_MAX} bytes")
+    return bytes(body)
