@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.harness import Answer, HttpClient, NodeProcess, check, check_body, request
+from tests.harness import Answer, HttpClient, NodeProcess, check, check_body, get_json, request
 
 RULES: dict[str, Any] = {
     "rules": {
@@ -40,7 +40,9 @@ RULES: dict[str, Any] = {
         "per-2d": {"rate": "5/2d"},
         "thirds": {"rate": "3/s", "burst": 10},
         "r" * 64: {"rate": "1/d", "burst": 5},
+        "guarded": {"rate": "1/d", "burst": 100, "backend": "orders"},
     },
+    "backends": {"stock": {}},
     "keys": {
         "vip": {"segment": "large"},
         "own-numbers": {"rules": {"tiered": {"rate": "1/d", "burst": 7}}},
@@ -817,3 +819,92 @@ def test_escapes_in_json_are_the_characters_they_stand_for(node: NodeProcess, ke
     answer = post(node, f'{{"rule": "dai\\u006cy", "key": "\\ud83c\\udf63{key}", "cost": 7}}')
     assert (answer.status, answer.body["rule"]) == (200, "daily")
     assert remaining(node, f"🍣{key}") == 493
+
+
+# Reports
+
+
+def report(node: NodeProcess, backend: Any, *outcomes: Any, **more: Any) -> Answer:
+    return post(node, json.dumps({"backend": backend, "outcomes": list(outcomes), **more}), "/v1/report")
+
+
+def rejected(node: NodeProcess, backend: str) -> int:
+    """Reports of a backend that were no good; without a name, those of backends that are none."""
+    page = request(node.admin, "GET", "/metrics").body
+    start = f'limiter_backend_rejected_signals_total{{backend="{backend}"}} '
+    return next((round(float(line.removeprefix(start))) for line in page.splitlines() if line.startswith(start)), 0)
+
+
+@pytest.mark.parametrize("backend", ["orders", "stock"], ids=["named by a rule", "with an entry"])
+def test_a_report_is_accepted_and_tells_how_old_the_signal_is(node: NodeProcess, backend: str) -> None:
+    answer = report(
+        node,
+        backend,
+        {"latency_ms": 12.5, "status": 200},
+        {"latency_ms": 3, "status": 503, "count": 4},
+        {"status": "error"},
+        {"status": "timeout"},
+    )
+    assert (answer.status, answer.body) == (202, {"accepted": 4})
+    assert get_json(node.admin, "/v1/status")["backends"][backend]["signal_age"] < 5
+
+
+def test_a_report_of_10000_outcomes_is_accepted_and_one_more_is_not(node: NodeProcess) -> None:
+    outcomes = [{"latency_ms": 1, "status": 200}] * 10_001
+    assert report(node, "stock", *outcomes[1:]).status == 202
+    assert_problem(report(node, "stock", *outcomes), 400, "outcomes: 10001 outcomes", "1 to 10000")
+
+
+GOOD_OUTCOME = {"latency_ms": 1, "status": 200}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "more", "mentioned"),
+    [
+        ([], {}, "outcomes: 0 outcomes"),
+        ([{"latency_ms": 1}], {}, "status: is required"),
+        ([{"status": 200}], {}, "latency_ms: is required"),
+        ([GOOD_OUTCOME, {**GOOD_OUTCOME, "status": "fine"}], {}, "status: 'fine' in outcome 1"),
+        ([{**GOOD_OUTCOME, "latency_ms": -1}], {}, "latency_ms: "),
+        ([{**GOOD_OUTCOME, "count": 0}], {}, "count: "),
+        ([GOOD_OUTCOME], {"rule": "api"}, "rule: unknown field"),
+    ],
+)
+def test_a_report_with_a_wrong_field_is_refused_whole_by_its_name_and_counted(
+    node: NodeProcess, outcomes: list[Any], more: dict[str, Any], mentioned: str
+) -> None:
+    before = rejected(node, "orders")
+    assert_problem(report(node, "orders", *outcomes, **more), 400, mentioned)
+    assert rejected(node, "orders") == before + 1
+    assert get_json(node.admin, "/v1/status")["backends"]["orders"]["fault"].startswith(f"report: {mentioned}")
+
+
+def test_a_report_of_a_backend_that_nobody_knows_is_a_404_and_counted(node: NodeProcess) -> None:
+    before = rejected(node, "")
+    assert_problem(report(node, "unknown", GOOD_OUTCOME), 404, "unknown")
+    assert_problem(report(node, "no name", GOOD_OUTCOME), 400, "backend: 'no name' is not allowed")
+    assert_problem(report(node, 7, GOOD_OUTCOME), 400, "backend: ")
+    assert_problem(post(node, "[]", "/v1/report"), 400, "body: ")
+    assert rejected(node, "") == before + 4
+    assert "unknown" not in get_json(node.admin, "/v1/status")["backends"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_report_is_posted(node: NodeProcess, method: str) -> None:
+    answer = request(node.http, method, "/v1/report")
+    assert_problem(answer, 405)
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_report_is_json_without_a_query(node: NodeProcess) -> None:
+    body = json.dumps({"backend": "stock", "outcomes": [GOOD_OUTCOME]})
+    assert_problem(post(node, body, "/v1/report", Content_Type="text/plain"), 415, "application/json")
+    assert_problem(post(node, body, "/v1/report?backend=stock"), 400, "query")
+    assert post(node, body, "/v1/report", Content_Type="application/json").status == 202
+
+
+def test_a_bad_report_leaves_the_connection_usable(node: NodeProcess) -> None:
+    with HttpClient(node.http) as client:
+        assert client.request("POST", "/v1/report", "{}").status == 400
+        assert client.request("POST", "/v1/report", '{"backend": "unknown", "outcomes": [1]}').status == 400
+        assert client.check("guarded", "a").status == 200
