@@ -274,9 +274,8 @@ class Law:
 
     def _follow_guards(self, view: View, symptoms: Symptoms, *, may_grow: bool) -> None:
         """The same where guards are the quicker: what they let through, or more, when it is not they who bind."""
-        if self._guards_bind(view):
-            if symptoms.score > HEALTHY:
-                self.capacity.follow(is_held=symptoms.is_held)
+        if self._guards_bind(view) and symptoms.score > HEALTHY:
+            self.capacity.follow(is_held=symptoms.is_held)
         elif may_grow:
             self.capacity.grow(min(symptoms.answers_s, self.rate), is_guarded=True)
             self.capacity.value = min(self.capacity.value, RELEASE_MARGIN * self.demand)
