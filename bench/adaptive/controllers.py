@@ -105,69 +105,35 @@ class PeerGates:
         self._gates[0 if self._is_one else node].report(latency_s, outcome, now_s)
 
 
-def _windowed(law: Callable[..., Limit], **parameters: Any) -> Peer:  # a grid's values are of many types
-    window = {name: parameters.pop(name) for name in ("window_s", "samples_min") if name in parameters}
-    return Bounded(Windowed(law(**parameters), **window))
+# By what a law needs to be built.
+PER_SAMPLE: dict[str, Callable[..., Limit]] = {"Vegas": Vegas, "AIMD": Aimd}
+WINDOWED: dict[str, Callable[..., Limit]] = {"Gradient2": Gradient2, "Breakwater": Breakwater}
+BY_CHANCE: dict[str, Callable[..., Peer]] = {"Envoy admission": EnvoyAdmission, "SRE": Sre}
+TOLD_BY_BACKEND: dict[str, Callable[..., Peer]] = {"BBR": Bbr, "DAGOR": Dagor}
+ALONE: dict[str, Callable[..., Peer]] = {"Aperture": Aperture, "TopFull": TopFull}
+ENVOY_GRADIENT = "Envoy gradient"
+PEERS = (*WINDOWED, *PER_SAMPLE, ENVOY_GRADIENT, *BY_CHANCE, *TOLD_BY_BACKEND, *ALONE)
+
+BREAKWATER_WINDOW: dict[str, Any] = {"window_s": 0.1, "samples_min": 1}
+"""About a round trip and a half: it moves once a round trip."""
 
 
-def _gradient2(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return _windowed(Gradient2, **parameters)
+def _law(name: str, parameters: Mapping[str, Any], world: World, chance: Callable[[], float]) -> Peer:
+    """One gate's law."""
+    if name in WINDOWED:
+        inner = {**(BREAKWATER_WINDOW if name == "Breakwater" else {}), **parameters}
+        window = {key: inner.pop(key) for key in ("window_s", "samples_min") if key in inner}
+        return Bounded(Windowed(WINDOWED[name](**inner), **window))
+    if name in PER_SAMPLE:
+        return Bounded(PerSample(PER_SAMPLE[name](**parameters)))
+    if name == ENVOY_GRADIENT:
+        return Bounded(EnvoyGradient(jitter=chance, **parameters))
+    if name in BY_CHANCE:
+        return BY_CHANCE[name](chance, **parameters)
+    if name in TOLD_BY_BACKEND:
+        return TOLD_BY_BACKEND[name](world.plant, **parameters)
+    return ALONE[name](**parameters)
 
-
-def _vegas(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Bounded(PerSample(Vegas(**parameters)))
-
-
-def _aimd(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Bounded(PerSample(Aimd(**parameters)))
-
-
-def _breakwater(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    parameters = {"window_s": 0.1, "samples_min": 1} | parameters
-    return _windowed(Breakwater, **parameters)
-
-
-def _envoy_gradient(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Bounded(EnvoyGradient(jitter=chance, **parameters))
-
-
-def _sre(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Sre(chance, **parameters)
-
-
-def _envoy_admission(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return EnvoyAdmission(chance, **parameters)
-
-
-def _bbr(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Bbr(world.plant, **parameters)
-
-
-def _dagor(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Dagor(world.plant, **parameters)
-
-
-def _aperture(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return Aperture(**parameters)
-
-
-def _topfull(world: World, chance: Callable[[], float], **parameters: Any) -> Peer:
-    return TopFull(**parameters)
-
-
-PEERS: dict[str, Callable[..., Peer]] = {
-    "Gradient2": _gradient2,
-    "Vegas": _vegas,
-    "AIMD": _aimd,
-    "Envoy gradient": _envoy_gradient,
-    "Envoy admission": _envoy_admission,
-    "SRE": _sre,
-    "BBR": _bbr,
-    "DAGOR": _dagor,
-    "Aperture": _aperture,
-    "Breakwater": _breakwater,
-    "TopFull": _topfull,
-}
 
 OURS = "ours"
 GUARD_ONLY = "ours, guards only"
@@ -181,7 +147,7 @@ CONTROLS: dict[str, Callable[[], Controller]] = {
 
 def peer(name: str, parameters: Mapping[str, Any]) -> PeerGates:
     """A peer with parameters other than its defaults."""
-    return PeerGates(partial(PEERS[name], **parameters))
+    return PeerGates(partial(_law, name, parameters))
 
 
 def names() -> list[str]:

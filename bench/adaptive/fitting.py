@@ -36,8 +36,12 @@ FITTING = (
     Scenario(name="loads lost from before the drop", family="signals", capacity=pulse(0.44), loads_lost=((25, 55),)),
     Scenario(name="loads lost at the drop", family="signals", capacity=pulse(0.44), loads_lost=((30, 55),)),
     Scenario(name="reports lost after the drop", family="signals", capacity=pulse(0.44), reports_lost=((38, 50),)),
-    Scenario(name="12/s, drop to half", family="low traffic", servers=4, service_ms=250, demand=12, capacity=pulse(0.5)),
-    Scenario(name="25/s, drop to half", family="low traffic", servers=4, service_ms=130, demand=25, capacity=pulse(0.5)),
+    Scenario(
+        name="12/s, drop to half", family="low traffic", servers=4, service_ms=250, demand=12, capacity=pulse(0.5)
+    ),
+    Scenario(
+        name="25/s, drop to half", family="low traffic", servers=4, service_ms=130, demand=25, capacity=pulse(0.5)
+    ),
     Scenario(name="leader killed", family="leader", capacity=pulse(0.44), leader_lost_s=40),
     Scenario(
         name="publishes late, twice, out of order",

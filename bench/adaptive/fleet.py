@@ -206,4 +206,4 @@ def _is_within(spans: Spans, at_s: float) -> bool:
     return any(since_s <= at_s < until_s for since_s, until_s in spans)
 
 
-assert PRIORITY_COUNT > max(PRIORITIES)
+assert max(PRIORITIES) < PRIORITY_COUNT

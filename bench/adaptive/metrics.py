@@ -66,7 +66,9 @@ def figures(scenario: Scenario, trace: Trace) -> Figures:
         admitted_s=tuple(admitted),
         goodput=sum(good[onset:end]) / (end - onset),
         premium=premium,
-        overshoot=overshoot(admitted, [scenario.capacity_at(second + 0.5) for second in range(len(admitted))], onset, end),
+        overshoot=overshoot(
+            admitted, [scenario.capacity_at(second + 0.5) for second in range(len(admitted))], onset, end
+        ),
         variation=pstdev(steady) / mean if mean else 0.0,
         floor=1 / sqrt(mean) if mean else 0.0,
         fairness=fairness(trace),
@@ -113,7 +115,7 @@ def protect_s(good: Sequence[int], reference: Sequence[int], onset: int, end: in
 
 
 def back_s(good: Sequence[int], offered: Sequence[int], end: int, last: int) -> float:
-    """Seconds from the end of the cause to the first 5 s of which 95 % of what is offered is good; else all there are."""
+    """Seconds from the end of the cause to the first 5 s with 95 % of what is offered good; else all there are."""
     for second in range(end, last - WINDOW_S + 1):
         window = slice(second, second + WINDOW_S)
         if sum(good[window]) >= RECOVERED * sum(offered[window]):

@@ -80,7 +80,8 @@ class Sre:
 
 def admission_rejects(count: float, successes: float, threshold: float, aggression: float) -> float:
     """Envoy's admission control: the probability to turn a request away, 0.8 at most."""
-    return min(0.8, max(0.0, (count - successes / threshold) / (count + 1)) ** (1 / aggression))
+    excess = max(0.0, (count - successes / threshold) / (count + 1))
+    return min(0.8, float(excess ** (1 / aggression)))
 
 
 class EnvoyAdmission:
@@ -227,7 +228,9 @@ class _Bucket:
 class Aperture:
     """Every 10 s: load x clamp(setpoint / latency, 0.1, 1) of a 30 s mean above 1.25 of its long mean; else + 2.5 %."""
 
-    def __init__(self, *, tick_s: float = 10.0, window_s: float = 30.0, tolerance: float = 1.25, grow: float = 0.025) -> None:
+    def __init__(
+        self, *, tick_s: float = 10.0, window_s: float = 30.0, tolerance: float = 1.25, grow: float = 0.025
+    ) -> None:
         self._tick_s, self._tolerance, self._grow = tick_s, tolerance, grow
         self._latencies, self._incoming = History(window_s), History(window_s)
         self._long = History(1800.0)

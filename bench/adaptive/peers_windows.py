@@ -6,9 +6,11 @@ that admitted it. A timeout is a drop with the latency of the time-out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil, log10, sqrt
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Limit(Protocol):

@@ -17,7 +17,7 @@ from bench.adaptive.metrics import Figures, figures
 from bench.adaptive.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from bench.adaptive.scenario import Scenario
 
@@ -62,7 +62,7 @@ def _map(units: Sequence[Unit], jobs: int) -> Iterator[tuple[str, int, dict[str,
 
 def run_all(
     scenarios: Sequence[Scenario],
-    seeds_of: dict[str, Iterable[int]],
+    seeds_of: Mapping[str, Sequence[int]],
     jobs: int,
     progress: Callable[[str], None],
 ) -> Results:
@@ -79,11 +79,11 @@ def run_all(
         best = max(candidates, key=lambda candidate: fmean(goodputs[scenario.name, candidate]))
         results.limits[scenario.name] = float(best.removeprefix("fixed "))
     progress("the reference's limits are found")
-    units = [
-        (scenario, seed, (f"fixed {results.limits[scenario.name]}", *(n for n, of_one in seeds_of.items() if seed in of_one)))
-        for scenario in scenarios
-        for seed in seeds
-    ]
+    units: list[Unit] = []
+    for scenario in scenarios:
+        for seed in seeds:
+            chosen = (name for name, of_one in seeds_of.items() if seed in of_one)
+            units.append((scenario, seed, (f"fixed {results.limits[scenario.name]}", *chosen)))
     for done, (name, seed, found) in enumerate(_map(units, jobs), 1):
         for controller, figure in found.items():
             known_as = REFERENCE if controller.startswith("fixed ") else controller

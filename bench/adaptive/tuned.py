@@ -1,4 +1,4 @@
-"""Parameters of the peers, picked on fitting scenarios by `python -m bench.adaptive --tune`, and the grids they are of."""
+"""Parameters of the peers, picked on fitting scenarios by `python -m bench.adaptive --tune`, and their grids."""
 
 from __future__ import annotations
 
