@@ -106,8 +106,8 @@ class PeerGates:
 
 
 # By what a law needs to be built.
-PER_SAMPLE: dict[str, Callable[..., Limit]] = {"Vegas": Vegas, "AIMD": Aimd}
-WINDOWED: dict[str, Callable[..., Limit]] = {"Gradient2": Gradient2, "Breakwater": Breakwater}
+PER_SAMPLE: dict[str, Callable[..., Limit]] = {"AIMD": Aimd}
+WINDOWED: dict[str, Callable[..., Limit]] = {"Gradient2": Gradient2, "Vegas": Vegas, "Breakwater": Breakwater}
 BY_CHANCE: dict[str, Callable[..., Peer]] = {"Envoy admission": EnvoyAdmission, "SRE": Sre}
 TOLD_BY_BACKEND: dict[str, Callable[..., Peer]] = {"BBR": Bbr, "DAGOR": Dagor}
 ALONE: dict[str, Callable[..., Peer]] = {"Aperture": Aperture, "TopFull": TopFull}
@@ -137,6 +137,7 @@ def _law(name: str, parameters: Mapping[str, Any], world: World, chance: Callabl
 
 OURS = "ours"
 GUARD_ONLY = "ours, guards only"
+ONE_NODE = "ours, one node"
 REFERENCE = "reference"
 CONTROLS: dict[str, Callable[[], Controller]] = {
     "always full": Full,
@@ -152,7 +153,13 @@ def peer(name: str, parameters: Mapping[str, Any]) -> PeerGates:
 
 def names() -> list[str]:
     """Every controller that can be built by name, in the order of reports."""
-    return [OURS, GUARD_ONLY, *(f"{name}{variant}" for name in PEERS for variant in ("", ", tuned")), *CONTROLS]
+    return [
+        OURS,
+        ONE_NODE,
+        GUARD_ONLY,
+        *(f"{name}{variant}" for name in PEERS for variant in ("", ", tuned")),
+        *CONTROLS,
+    ]
 
 
 def build(name: str) -> Controller:
@@ -161,6 +168,8 @@ def build(name: str) -> Controller:
         return Fleet()
     if name == GUARD_ONLY:
         return Fleet(has_leader=False)
+    if name == ONE_NODE:
+        return Fleet(nodes=1)
     if name in CONTROLS:
         return CONTROLS[name]()
     if name.startswith("fixed "):

@@ -79,7 +79,7 @@ JUDGED = (
     Scenario(name="blind after a drop", family="signals", capacity=pulse(0.4), loads_lost=((36, 60),), cv=0.7),
     Scenario(name="no reports after a drop", family="signals", capacity=pulse(0.5), reports_lost=((40, 55),)),
     Scenario(
-        name="12/s, drop to half",
+        name="12/s, evenly, drop to half",
         family="low traffic",
         servers=4,
         service_ms=290,

@@ -6,7 +6,7 @@ from typing import Any
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "Gradient2": {"least": (1,), "queue": (0.5, 2, 4), "tolerance": (1.5, 2.0, 3.0), "window_s": (0.25, 1.0)},
-    "Vegas": {"alpha": (2, 3, 6), "beta": (4, 6, 12), "probe": (30, 300)},
+    "Vegas": {"alpha": (2, 3, 6), "beta": (4, 6, 12), "window_s": (0.25, 1.0)},
     "AIMD": {"least": (1,), "slow_s": (0.2, 0.35, 0.5), "backoff": (0.9, 0.98)},
     "Envoy gradient": {"buffer": (0.25, 0.5, 1.0), "probe_s": (30.0, 60.0, 300.0)},
     "Envoy admission": {"window_s": (2.0, 5.0, 10.0), "aggression": (1.0, 2.0, 4.0), "threshold": (0.9, 0.95)},
