@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy
-from limiter_node.core.adaptive.guard import Guard
+from limiter_node.core.adaptive.guard import RATIO_MIN, Guard
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.sketch import Sketch
 
@@ -49,7 +49,7 @@ class Gate:
         self.denied_by_rate = [0] * PRIORITIES
         self.denied_by_guard = [0] * PRIORITIES
         self.would_deny = 0  # in `observe`, for whatever cause
-        self.guard = Guard()
+        self.guard = Guard(jitter)
         self.ration = Ration()
         self.share = 1.0
         self.decision: Decision | None = None
@@ -97,7 +97,7 @@ class Gate:
             denied = None
         elif not ration.passes(priority):
             denied = self.denied_by_priority
-        elif guard.refuses(priority, self._jitter()):
+        elif guard.refuses(priority, self._jitter(), now_ns):
             denied = self.denied_by_guard
             guard.turned_away(now_ns)
         elif not ration.draw(priority, now_ns):
@@ -183,7 +183,7 @@ class Gate:
     def in_flight(self) -> float:
         """Checks admitted and not yet reported, as estimated, in checks; 0 where outcomes tell too little."""
         guard = self.guard
-        return max(guard.out, IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.limit != float("inf") else 0.0
+        return max(guard.out, IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
 
     @property
     def state(self) -> str:

@@ -23,9 +23,12 @@ Invariant: a check is let through when nothing is out. Time comes in as an argum
 from __future__ import annotations
 
 from math import exp, inf, sqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from limiter_node.core.adaptive.sketch import Sketch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Kind = Literal["ok", "refused", "failed", "timeout"]
 
@@ -43,12 +46,13 @@ SHUT_TAU_S = 1.5
 """When nothing is admitted where three would have been, the rate falls no faster than this: it must not take the limit
 with it before an error in `out` has leaked away."""
 
-RELAX_COUNTS = 4
+LATEST_COUNTS = 4
+RELAX_COUNTS = 3
 RELAX_TAU_S = 0.1
 """Tight times may end by the latest 4 outcomes, or those of the last 0.1 s: what is lost by ending too early is seen at
 once, and what is lost by waiting is all that probes would have to bring, one at a time."""
 
-LEAK_TAU_S = 2.0
+LEAK_TAU_S = 1.0
 """Of `out`. Spread reports make it stray by sqrt(rate * tau); a queue that grows for less than this is seen in full."""
 
 LEAK_LOCAL = 10.0
@@ -79,8 +83,20 @@ CALM_SIGMAS = 4.0
 CALM_EXTRA = 2.0
 """Four sigma are one check in 30,000 of a normal distribution; two more checks are for a few per second."""
 
+PACE = 1.5
+PACE_BURST_S = 0.1
+"""Tight times also bound the rate: by Little's law limit / latency is what belongs to the limit. 1.5 times that hinders
+nobody where `out` is exact, and catches its errors where it is not."""
+
+SILENT_PACE = 0.95
+SILENT_HOLD_S = 15.0
+SILENT_TAU_S = 30.0
+"""Of the last known rate, while no outcome comes at all. A dead backend's callers report that they gave up; when even
+that is missing it is the reports that are lost. The node goes on as before, and after 15 s takes back more and more."""
+
 PROBE_NS = NS
-"""A check is let through when none was for so long, whatever is believed to be out."""
+PROBE_COUNTS = 10
+"""A check is let through when none was for a second or the time of ten, whatever is believed to be out."""
 
 TIGHT_SIGMAS = 0.5
 EASE = 1.0
@@ -92,13 +108,13 @@ HARD_TARGET = 1.8
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
 
 GROWTH_TAU_S = 1.0
-GROWTH_SIGMAS = 3.0
+GROWTH_SIGMAS = 2.0
 """Of Poisson's noise in admitted minus answered, over a second."""
 
 DENIED_NS = 200_000_000
 """The same is told by checks that the guard has turned away within so long: a few steps."""
 
-TRIAL_MIN_NS = 4 * NS
+TRIAL_MIN_NS = 8 * NS
 TRIAL_MAX_NS = 64 * NS
 TRIAL_PASSED_NS = 10 * NS
 """A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is tried
@@ -132,7 +148,8 @@ TIERS = tuple(1.0 - (1.0 - TIER_LOWEST) * priority / PRIORITY_LOWEST for priorit
 class Guard:
     """What this node has out at one backend, and how much that may be."""
 
-    def __init__(self) -> None:
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._spread = jitter()  # so that nodes do not try at the same time
         self.out = 0.0  # outcomes that are still to be reported
         self.ratio = 1.0  # outcomes reported at this node per check that it admits
         self.open_below = inf  # with less than this out no priority is turned away: all that the hot path looks at
@@ -150,11 +167,17 @@ class Guard:
         self._latest_count = 0.0
         self._growth = 0.0  # admitted and not answered, leaking
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
+        self._relax_ms = 0.0  # a latency below it is no queue's
+        self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when it last turned a check away
         self._patient_ns = 0  # until when growth of what is out is what was to be expected
         self._trial_ns = TRIAL_MIN_NS  # after how long in tight times to try without
         self._mean_out = 0.0  # of `out`, averaged like `busy`
         self._lately = 0.0  # outcomes to be expected of what was admitted within the horizon
+        self._pace = inf  # checks per second, whatever is out
+        self._turns = 1.0
+        self._paced_ns = 0
+        self._known_rate = 0.0  # of answers, while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
         self._first_ns = 0  # first report
@@ -194,6 +217,7 @@ class Guard:
             latency_ms = max(latency_ms or 0.0, 2 * (self.objective_ms or OBJECTIVE_NORMAL * self.normal_p90_ms))
         if latency_ms is not None:
             self._busy_ms += latency_ms * count
+            self._good_run = self._good_run + count if latency_ms < self._relax_ms else 0
             if kind != "refused":  # a refusal is quick, and tells of no queue
                 self._new_ms += latency_ms * count
                 self._new_count += count
@@ -202,14 +226,26 @@ class Guard:
             if latency_ms is not None:
                 self._sketch.add(latency_ms, count)
 
-    def refuses(self, priority: int, jitter: float) -> bool:
+    def refuses(self, priority: int, jitter: float, now_ns: int) -> bool:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
-        if self.out < 0.5 or not self.is_on:
+        if not self.is_on or (self._pace == inf and self.out < 0.5):
             return False
-        if self._idle_ns > PROBE_NS:
+        if self._idle_ns > max(PROBE_NS, PROBE_COUNTS * NS / (self._known_rate + 1e-3)):
             self._idle_ns = 0
             return False
-        return self.out + jitter > self.limit * TIERS[priority]
+        if self.out >= 0.5 and self.out + jitter > self.limit * TIERS[priority]:
+            return True
+        return self._pace < inf and not self.paces(now_ns)
+
+    def paces(self, now_ns: int) -> bool:
+        """Take a check's turn in tight times; False when it has none yet."""
+        earned = self._pace * min(now_ns - self._paced_ns, NS) / NS
+        self._paced_ns = now_ns
+        self._turns = min(self._turns + earned, max(PACE_BURST_S * self._pace, 1.0))
+        if self._turns < 1:
+            return False
+        self._turns -= 1
+        return True
 
     def turned_away(self, now_ns: int) -> None:
         """A check was."""
@@ -235,10 +271,12 @@ class Guard:
             kept = exp(-self._new_count / max(RATE_COUNTS, self._rate * RATE_TAU_MIN_S))
             self._late = self._late * kept + self._new_ms
             self._late_count = self._late_count * kept + self._new_count
-            kept = exp(-self._new_count / max(RELAX_COUNTS, self._rate * RELAX_TAU_S))
+            kept = exp(-self._new_count / max(LATEST_COUNTS, self._rate * RELAX_TAU_S))
             self._latest = self._latest * kept + self._new_ms
             self._latest_count = self._latest_count * kept + self._new_count
         self._growth = self._growth * exp(-span_s / GROWTH_TAU_S) + new * self.ratio - self._answers
+        if self._outcomes or now_ns - self._last_ns < SHUT_COUNTS * NS / (self._known_rate + 1):
+            self._known_rate += (new / span_s - self._known_rate) * (1 - exp(-span_s / LEAK_TAU_S))
         self._mean_out += (self.out - self._mean_out) * weight
         shift = (self._busy - self._mean_out) * (1 - exp(-span_s / self._leak_tau_s()))
         self.out += shift
@@ -272,12 +310,12 @@ class Guard:
         target_ms = self.target_ms
         latency_ms = self._late / self._late_count if self._late_count else 0.0
         latest_ms = self._latest / self._latest_count if self._latest_count else 0.0
-        relax_ms = min(max(RELAX_SHARE * target_ms, RELAX_NORMAL * self.normal_ms), RELAX_SHARE_MAX * target_ms)
+        self._relax_ms = min(max(RELAX_SHARE * target_ms, RELAX_NORMAL * self.normal_ms), RELAX_SHARE_MAX * target_ms)
         if not self.is_tight:
             noise = sqrt(max(self._rate, 1.0) * GROWTH_TAU_S)
             grows = self._growth > GROWTH_SIGMAS * noise or now_ns - self._denied_ns < DENIED_NS
-            queued = latency_ms > target_ms and grows and now_ns >= self._patient_ns
-            too_late = latency_ms > target_ms * HARD_TARGET or queued
+            queued = max(latency_ms, latest_ms) > target_ms and grows and now_ns >= self._patient_ns
+            too_late = latency_ms > target_ms * HARD_TARGET or latest_ms > 2 * target_ms or queued
             self.is_tight = too_late or self._is_silent(now_ns)
             if now_ns - self._turned_ns > TRIAL_PASSED_NS:
                 self._trial_ns = TRIAL_MIN_NS
@@ -285,10 +323,10 @@ class Guard:
                 self._turned_ns = now_ns
         elif self._is_silent(now_ns):
             self._turned_ns = now_ns
-        elif latest_ms < relax_ms:
+        elif self._good_run >= max(RELAX_COUNTS, self._rate * RELAX_TAU_S):
             self.is_tight = False
             self._turned_ns = now_ns
-        elif now_ns - self._turned_ns > self._trial_ns and latency_ms < target_ms * HARD_TARGET:
+        elif now_ns - self._turned_ns > self._trial_ns * (0.5 + self._spread) and latency_ms < target_ms * HARD_TARGET:
             self.is_tight = False
             self._turned_ns = now_ns
             self._trial_ns = min(2 * self._trial_ns, TRIAL_MAX_NS)
@@ -329,15 +367,22 @@ class Guard:
     def _bound(self, now_ns: int) -> None:
         """Work out the limit."""
         if not self.is_on or self.ratio < RATIO_MIN:
-            self.limit = self.open_below = inf
+            self.limit = self.open_below = self._pace = inf
             return
         target_ms = self.target_ms
         expected = self._rate * target_ms / 1e3
         if self.is_tight:
             latency_ms = self._late / self._late_count if self._late_count else target_ms
+            if self._latest_count:
+                latency_ms = min(latency_ms, self._latest / self._latest_count)
             ease = target_ms / max(latency_ms, 1e-3)
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
             self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
+            self._pace = PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio
+            silent_s = (now_ns - self._last_ns) / NS
+            if self._is_silent(now_ns):
+                self._pace = SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+                self.limit = inf
         else:
             expected *= HARD_TARGET
             self.limit = expected + MARGIN_SIGMAS * sqrt(expected)
@@ -347,4 +392,5 @@ class Guard:
                 sigma = sqrt(max(self._sum_square / span - mean * mean, 0.0))
                 self.limit = max(self.limit, mean + CALM_SIGMAS * sigma)
             self.limit += CALM_EXTRA
-        self.open_below = self.limit * TIER_LOWEST - 1
+            self._pace = inf
+        self.open_below = -inf if self.is_tight else self.limit * TIER_LOWEST - 1

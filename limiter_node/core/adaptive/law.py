@@ -368,16 +368,17 @@ class Law:
             rate = capacity - (queued - QUEUE_WANTED_S * capacity) / DRAIN_S
             rate = min(rate, 0.0 if self._blind else RATE_CAPACITY_MAX * capacity)
             rate = max(rate, RATE_CAPACITY_MIN * capacity)
-            if slo_ms and view.signal.p50_ms > slo_ms:
-                step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
-                rate = min(rate, max(step, USELESS_MIN * self.demand))
+        if slo_ms and view.signal.p50_ms > slo_ms:
+            step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
+            rate = min(rate, max(step, USELESS_MIN * self.demand))
         pulse = self._test_drain(view, score, yields=yields)
         if pulse:
             rate = min(rate, DRAIN_RATE * capacity)
         if is_new:
             rate = min(max(rate, (1 - ADOPTED_STEP) * self.rate), self.rate)
         before = self.rate
-        lowest = max(self._policy.min, GUARDED_MIN if view.is_guarded else 0.0) * self.demand
+        floor = min(GUARDED_MIN * self.demand, before) if view.is_guarded else 0.0
+        lowest = max(self._policy.min * self.demand, floor)
         self.rate = min(max(rate, lowest), self.demand)
         self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
         self._multiplier = min(max(self.rate / self.demand, self._policy.min), 1.0) if self.demand else 1.0
