@@ -25,7 +25,7 @@ QUICK_CONTROLLERS = (OURS, GUARD_ONLY, "Gradient2", "Gradient2, tuned", "BBR")
 PEER_SEEDS_PART = 5
 """Peers run a fifth of the seeds of ours, and the best one as many: what differs by more than that needs no more."""
 
-CHAMPIONS = ("Gradient2, tuned", "Vegas, tuned", "Breakwater, tuned")
+CHAMPIONS = ("Breakwater, tuned", "AIMD, tuned")
 """The best on the fitting set: as many seeds as ours."""
 
 

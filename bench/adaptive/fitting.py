@@ -15,7 +15,7 @@ FITTING = (
     Scenario(name="heavy tails, drop to 44 %", family="capacity", cv=2.5, capacity=pulse(0.44)),
     Scenario(name="surge 1.3", family="surge", demand=320, profile=pulse(1.5)),
     Scenario(name="surge 2", family="surge", profile=pulse(2.2)),
-    Scenario(name="surge 5", family="surge", profile=pulse(5), end_s=50),
+    Scenario(name="surge 5", family="surge", profile=pulse(5, end_s=50), end_s=50),
     Scenario(name="surge 2 in groups", family="surge", profile=pulse(2.2), batch=5, demand=320),
     Scenario(name="dependency 1.4 slower", family="slow dependency", capacity=pulse(1.4), speed=pulse(1.4)),
     Scenario(name="dependency 2.2 slower", family="slow dependency", capacity=pulse(2.2), speed=pulse(2.2)),

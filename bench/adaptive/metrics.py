@@ -114,11 +114,15 @@ def protect_s(good: Sequence[int], reference: Sequence[int], onset: int, end: in
     return float(end - onset)
 
 
-def back_s(good: Sequence[int], offered: Sequence[int], end: int, last: int) -> float:
-    """Seconds from the end of the cause to the first 5 s with 95 % of what is offered good; else all there are."""
+def back_s(good: Sequence[int], offered: Sequence[int], onset: int, end: int, last: int) -> float:
+    """Seconds from the end of the cause to the first 5 s that are 95 % of normal; else all there are.
+
+    Normal is the fraction of what is offered that was good before the cause, 1 where there was no before.
+    """
+    normal = sum(good[WARM_S:onset]) / max(sum(offered[WARM_S:onset]), 1) if onset > WARM_S else 1.0
     for second in range(end, last - WINDOW_S + 1):
         window = slice(second, second + WINDOW_S)
-        if sum(good[window]) >= RECOVERED * sum(offered[window]):
+        if sum(good[window]) >= RECOVERED * normal * sum(offered[window]):
             return float(second - end)
     return float(last - end)
 

@@ -62,7 +62,7 @@ def row(results: Results, scenario: Scenario, controller: str) -> Row | None:
         premium=premium,
         premium_ratio=premium / max(fmean(references[seed].premium for seed in runs), 0.001),
         protect_s=fmean(protect_s(runs[seed].good_s, references[seed].good_s, onset, end) for seed in runs),
-        back_s=fmean(back_s(run.good_s, run.offered_s, end, last) for run in runs.values()),
+        back_s=fmean(back_s(run.good_s, run.offered_s, onset, end, last) for run in runs.values()),
         overshoot=fmean(run.overshoot for run in runs.values()),
         variation=variation,
         floor=floor,

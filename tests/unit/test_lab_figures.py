@@ -29,10 +29,11 @@ def test_protection_is_the_first_5_s_at_four_fifths_of_the_reference() -> None:
     assert protect_s([0] * 20, reference, 5, 15) == 10
 
 
-def test_back_is_the_first_5_s_with_95_percent_of_what_is_offered() -> None:
-    assert back_s([100] * 20, [100] * 20, 10, 20) == 0
-    assert back_s([50] * 13 + [100] * 7, [100] * 20, 10, 20) == 3
-    assert back_s([94] * 20, [100] * 20, 10, 20) == 10
+def test_back_is_the_first_5_s_at_95_percent_of_normal() -> None:
+    assert back_s([100] * 20, [100] * 20, 8, 10, 20) == 0
+    assert back_s([100] * 8 + [50] * 5 + [100] * 7, [100] * 20, 8, 10, 20) == 3
+    assert back_s([94] * 20, [100] * 20, 0, 10, 20) == 10
+    assert back_s([94] * 20, [100] * 20, 8, 10, 20) == 0
 
 
 def test_overshoot_is_the_highest_5_s_over_the_capacity() -> None:
