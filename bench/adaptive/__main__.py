@@ -38,7 +38,7 @@ def seeds_by_controller(chosen: tuple[str, ...], first: int, seeds: int) -> dict
     """Which seeds each controller runs."""
     fewer = max(2, seeds // PEER_SEEDS_PART)
     return {
-        name: range(first, first + (seeds if name in (OURS, GUARD_ONLY, *CHAMPIONS) else min(seeds, fewer)))
+        name: range(first, first + (seeds if name in (OURS, *CHAMPIONS) else min(seeds, fewer)))
         for name in chosen
     }
 
