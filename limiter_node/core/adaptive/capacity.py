@@ -13,7 +13,7 @@ GUARDED_TICKS = 6
 """Where guards on the nodes let through what is answered, the second most of so many seconds is the capacity: what they
 turn away too much for a moment must not become a cut for all, nor one second's noise a promise."""
 
-GUARDED_STEP = 0.8
+GUARDED_STEP = 0.93
 """The most that is taken back in such a tick."""
 
 WEIGHT_UP = 0.7
@@ -24,6 +24,8 @@ UNKNOWN_STEP = 0.7
 """A tick, while most outcomes are timeouts: then nothing can be read off the answers."""
 
 GROWTH_START = 0.02
+GROWTH_NEAR_GUARDED = 0.25
+PAST_CEILING = 1.3
 GROWTH_START_GUARDED = 0.5
 GROWTH_FACTOR = 1.5
 GROWTH_MAX = 1.0
@@ -63,7 +65,8 @@ class Capacity:
     def follow(self) -> None:
         """Take what was answered while guards held the queue short."""
         self.value = max(sorted(self._guarded)[-2:][0], GUARDED_STEP * self.value)
-        self._ceiling = 0.0
+        self._ceiling = self.value
+        self._growth = GROWTH_START
 
     def doubt(self) -> None:
         """It is less, by nobody knows how much."""
@@ -81,6 +84,7 @@ class Capacity:
             self.value = min(self.value * (1 + BELOW_GROWTH), self._ceiling)
             return
         if is_guarded:
-            self._growth = max(self._growth, GROWTH_START_GUARDED)
+            known = self.value < PAST_CEILING * self._ceiling
+            self._growth = GROWTH_NEAR_GUARDED if known else max(self._growth, GROWTH_START_GUARDED)
         self.value = max(self.value, answers_s) * (1 + self._growth)
         self._growth = min(self._growth * GROWTH_FACTOR, GROWTH_MAX)

@@ -68,6 +68,9 @@ LEARN_AGAIN_NS = 5 * NS
 TARGET_SHARE = 0.5
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
 
+TARGET_SHARE_LEARNED = 0.9
+"""Of an objective that was only learned: nobody has said that it is late."""
+
 TARGET_NORMAL = 1.5
 """Times the normal mean latency: an objective below what the backend can do must not close it."""
 
@@ -107,14 +110,14 @@ HARD_TARGET = 1.8
 """Times the target, 0.9 of the objective: so late it is tight whatever the answers do. Between the two it is only while
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
 
-GROWTH_TAU_S = 1.0
-GROWTH_SIGMAS = 2.0
+GROWTH_TAU_S = 0.5
+GROWTH_SIGMAS = 3.0
 """Of Poisson's noise in admitted minus answered, over a second."""
 
 DENIED_NS = 200_000_000
 """The same is told by checks that the guard has turned away within so long: a few steps."""
 
-TRIAL_MIN_NS = 8 * NS
+TRIAL_MIN_NS = 4 * NS
 TRIAL_MAX_NS = 64 * NS
 TRIAL_PASSED_NS = 10 * NS
 """A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is tried
@@ -201,8 +204,9 @@ class Guard:
     @property
     def target_ms(self) -> float:
         """The mean latency to steer to."""
-        objective = self.objective_ms or OBJECTIVE_NORMAL * self.normal_p90_ms
-        return max(TARGET_SHARE * objective, TARGET_NORMAL * self.normal_ms)
+        learned_ms = TARGET_SHARE_LEARNED * OBJECTIVE_NORMAL * self.normal_p90_ms
+        target_ms = TARGET_SHARE * self.objective_ms if self.objective_ms else learned_ms
+        return max(target_ms, TARGET_NORMAL * self.normal_ms)
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         """Take outcomes that were reported at this node."""
@@ -378,7 +382,8 @@ class Guard:
             ease = target_ms / max(latency_ms, 1e-3)
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
             self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
-            self._pace = PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio
+            self.limit = max(self.limit, min(float(self._good_run), 1.0))
+            self._pace = max(PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio, min(float(self._good_run), 1.0))
             silent_s = (now_ns - self._last_ns) / NS
             if self._is_silent(now_ns):
                 self._pace = SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
