@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from bench.adaptive import plots
@@ -10,10 +12,14 @@ from bench.adaptive.controllers import CONTROLS, build
 from bench.adaptive.fitting import FITTING
 from bench.adaptive.judged import JUDGED
 from bench.adaptive.metrics import Figures, back_s, figures, interval, jain, overshoot, protect_s
+from bench.adaptive.report import write
 from bench.adaptive.runs import run_all
 from bench.adaptive.scenario import Scenario, pulse
 from bench.adaptive.summary import overall, row, targets
 from bench.adaptive.world import World
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DROP = Scenario(name="drop", family="capacity", duration_s=30, onset_s=8, end_s=20, capacity=pulse(0.4, 8, 20))
 
@@ -85,6 +91,17 @@ def test_a_report_tells_rows_means_and_targets() -> None:
     metrics = {line.metric for line in targets(results, [peer])}
     assert {"goodput, capacity and surge", "back to 95 %", "mean over overloads"} <= metrics
     assert said
+
+
+def test_a_report_is_written_the_same_again(tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        results = run_all([DROP], {"ours": range(1), "Gradient2": range(1)}, 1, lambda _: None)
+        write(results, ["ours", "Gradient2"], tmp_path / name, {"seeds": "one"}, "tiny")
+        written.append({path.name: path.read_text() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+    assert "| drop |" in written[0]["tiny.md"]
+    assert written[0].keys() == {"tiny.md", "tiny-goodput.svg", "tiny-capacity.svg"}
 
 
 def test_pictures_are_the_same_for_the_same_figures() -> None:
