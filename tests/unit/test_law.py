@@ -192,7 +192,7 @@ def test_out_of_a_fallback_it_grows_by_evidence() -> None:
 
 def test_a_drain_that_nobody_confirms_is_not_held() -> None:
     run = Run().healthy()
-    deep = run.tick(load(400, answered=200, latency_ms=2_000, in_flight=900))
+    deep = run.tick(load(400, answered=200, latency_ms=2_000, in_flight=0))
     assert deep.hold_rate is not None
     assert deep.rate is not None
     assert deep.hold_rate > deep.rate

@@ -25,6 +25,7 @@ from __future__ import annotations
 from math import exp, inf, sqrt
 from typing import TYPE_CHECKING, Literal
 
+from limiter_node.core.adaptive.pace import Pace
 from limiter_node.core.adaptive.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ CALM_EXTRA = 2.0
 """Four sigma are one check in 30,000 of a normal distribution; two more checks are for a few per second."""
 
 PACE = 1.5
-PACE_BURST_S = 0.1
 """Tight times also bound the rate: by Little's law limit / latency is what belongs to the limit. 1.5 times that hinders
 nobody where `out` is exact, and catches its errors where it is not."""
 
@@ -120,8 +120,9 @@ DENIED_NS = 200_000_000
 TRIAL_MIN_NS = 4 * NS
 TRIAL_MAX_NS = 64 * NS
 TRIAL_PASSED_NS = 10 * NS
-"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is tried
-after 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of queue each."""
+"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is
+tried after some 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of
+queue each."""
 
 PATIENCE_NS = 2_500_000_000
 """After such a trial begins more is admitted than answered anyway, until as much is out as the latency takes."""
@@ -177,9 +178,7 @@ class Guard:
         self._trial_ns = TRIAL_MIN_NS  # after how long in tight times to try without
         self._mean_out = 0.0  # of `out`, averaged like `busy`
         self._lately = 0.0  # outcomes to be expected of what was admitted within the horizon
-        self._pace = inf  # checks per second, whatever is out
-        self._turns = 1.0
-        self._paced_ns = 0
+        self._pace = Pace()  # of checks, whatever is out
         self._known_rate = 0.0  # of answers, while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
@@ -232,24 +231,14 @@ class Guard:
 
     def refuses(self, priority: int, jitter: float, now_ns: int) -> bool:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
-        if not self.is_on or (self._pace == inf and self.out < 0.5):
+        if not self.is_on or (self._pace.per_s == inf and self.out < 0.5):
             return False
         if self._idle_ns > max(PROBE_NS, PROBE_COUNTS * NS / (self._known_rate + 1e-3)):
             self._idle_ns = 0
             return False
         if self.out >= 0.5 and self.out + jitter > self.limit * TIERS[priority]:
             return True
-        return self._pace < inf and not self.paces(now_ns)
-
-    def paces(self, now_ns: int) -> bool:
-        """Take a check's turn in tight times; False when it has none yet."""
-        earned = self._pace * min(now_ns - self._paced_ns, NS) / NS
-        self._paced_ns = now_ns
-        self._turns = min(self._turns + earned, max(PACE_BURST_S * self._pace, 1.0))
-        if self._turns < 1:
-            return False
-        self._turns -= 1
-        return True
+        return not self._pace.take(now_ns)
 
     def turned_away(self, now_ns: int) -> None:
         """A check was."""
@@ -371,7 +360,7 @@ class Guard:
     def _bound(self, now_ns: int) -> None:
         """Work out the limit."""
         if not self.is_on or self.ratio < RATIO_MIN:
-            self.limit = self.open_below = self._pace = inf
+            self.limit = self.open_below = self._pace.per_s = inf
             return
         target_ms = self.target_ms
         expected = self._rate * target_ms / 1e3
@@ -382,11 +371,14 @@ class Guard:
             ease = target_ms / max(latency_ms, 1e-3)
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
             self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
-            self.limit = max(self.limit, min(float(self._good_run), 1.0))
-            self._pace = max(PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio, min(float(self._good_run), 1.0))
+            # One answer in time is reason enough for a check a second.
+            least = min(float(self._good_run), 1.0)
+            self.limit = max(self.limit, least)
+            self._pace.per_s = max(PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio, least)
             silent_s = (now_ns - self._last_ns) / NS
             if self._is_silent(now_ns):
-                self._pace = SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+                fading = exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+                self._pace.per_s = SILENT_PACE * self._known_rate * fading
                 self.limit = inf
         else:
             expected *= HARD_TARGET
@@ -397,5 +389,5 @@ class Guard:
                 sigma = sqrt(max(self._sum_square / span - mean * mean, 0.0))
                 self.limit = max(self.limit, mean + CALM_SIGMAS * sigma)
             self.limit += CALM_EXTRA
-            self._pace = inf
+            self._pace.per_s = inf
         self.open_below = -inf if self.is_tight else self.limit * TIER_LOWEST - 1
