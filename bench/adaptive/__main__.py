@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from bench.adaptive import plots, report
-from bench.adaptive.controllers import CONTROLS, GUARD_ONLY, OURS, names
+from bench.adaptive.controllers import GUARD_ONLY, OURS, names
 from bench.adaptive.fitting import FITTING
 from bench.adaptive.judged import JUDGED
 from bench.adaptive.runs import run_all, run_one
@@ -84,14 +84,20 @@ def run_set(title: str, chosen: tuple[str, ...], seeds: int, jobs: int, out: Pat
     """Run one set and write its part."""
     by_controller = seeds_by_controller(chosen, FIRST_SEED[title], seeds)
     results = run_all(SETS[title], by_controller, jobs, say)
-    words = shlex.join(word for word in sys.argv[1:] if not word.startswith("--jobs"))
-    facts = {
-        "command": f"`python -m bench.adaptive {words}`".replace(" `", "`"),
-        "seeds": f"{FIRST_SEED[title]} to {FIRST_SEED[title] + seeds - 1} for ours and {', '.join(CHAMPIONS)}; "
-        f"the first {max(2, seeds // PEER_SEEDS_PART)} for the other peers and the controls ({', '.join(CONTROLS)})",
+    report.write(results, chosen, out, facts(title, seeds), title)
+
+
+def facts(title: str, seeds: int) -> dict[str, str]:
+    """What a part of the report says of itself."""
+    command = shlex.join(["python", "-m", "bench.adaptive", *sys.argv[1:]])
+    fewer = max(2, seeds // PEER_SEEDS_PART)
+    return {
+        "command": f"`{command}`",
+        "seeds": f"{seeds} for ours and {' and '.join(CHAMPIONS)}, from {FIRST_SEED[title]} on; the first {fewer} of them "
+        "for the other peers, the controls and the variants of ours",
         "the law": f"{revisions()} commits to `{LAW}`, the last {last_commit()}",
+        "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`)",
     }
-    report.write(results, chosen, out, facts, title)
 
 
 def draw(scenario: str, controller: str, seed: int, out: Path) -> None:

@@ -22,7 +22,8 @@ fixed limits for the scenario, with priorities. It knows what no law knows, but 
 stand at one gate that sees everything and hear of outcomes at once; ours are nodes (8 unless the scenario says
 otherwise) and outcomes come back to any of them, 20 to 40 ms later. In scenarios of several nodes peers stand on each
 node. Losses of signals and of leaders, and late publishes, touch ours
-alone. Where a scenario has no cause the figures are of its middle third.
+alone. No key is at its own limit: the multiplier itself is not felt, the rate, the fractions and the guards are.
+Where a scenario has no cause the figures are of its middle third.
 """
 
 
