@@ -36,7 +36,7 @@ def say(words: str) -> None:
 
 def seeds_by_controller(chosen: tuple[str, ...], first: int, seeds: int) -> dict[str, range]:
     """Which seeds each controller runs."""
-    fewer = max(2, seeds // PEER_SEEDS_PART)
+    fewer, most = max(2, seeds // PEER_SEEDS_PART), f"ours and {' and '.join(CHAMPIONS)}"
     return {name: range(first, first + (seeds if name in (OURS, *CHAMPIONS) else min(seeds, fewer))) for name in chosen}
 
 
@@ -90,10 +90,10 @@ def run_set(title: str, chosen: tuple[str, ...], seeds: int, jobs: int, out: Pat
 def facts(title: str, seeds: int) -> dict[str, str]:
     """What a part of the report says of itself."""
     command = shlex.join(["python", "-m", "bench.adaptive", *sys.argv[1:]])
-    fewer = max(2, seeds // PEER_SEEDS_PART)
+    fewer, most = max(2, seeds // PEER_SEEDS_PART), f"ours and {' and '.join(CHAMPIONS)}"
     return {
         "command": f"`{command}`",
-        "seeds": f"{seeds} for ours and {' and '.join(CHAMPIONS)}, from {FIRST_SEED[title]} on; the first {fewer} of them "
+        "seeds": f"{seeds} for {most}, from {FIRST_SEED[title]} on; the first {fewer} of them "
         "for the other peers, the controls and the variants of ours",
         "the law": f"{revisions()} commits to `{LAW}`, the last {last_commit()}",
         "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`)",

@@ -20,10 +20,10 @@ HOW_TO_READ = """\
 Goodput is answers well within the objective per second of the cause, by that of the reference: the best of a sweep of
 fixed limits for the scenario, with priorities. It knows what no law knows, but is no bound: ratios may exceed 1. Peers
 stand at one gate that sees everything and hear of outcomes at once; ours are nodes (8 unless the scenario says
-otherwise) and outcomes come back to any of them, 20 to 40 ms later. In scenarios of several nodes peers stand on each
-node. Losses of signals and of leaders, and late publishes, touch ours
-alone. No key is at its own limit: the multiplier itself is not felt, the rate, the fractions and the guards are.
-Where a scenario has no cause the figures are of its middle third.
+otherwise) and outcomes come back to any of them, 20 to 40 ms later. In scenarios of the family "nodes" peers stand on
+each node. Losses of signals and of leaders, and late publishes, touch ours alone. No key is at its own limit: the
+multiplier itself is not felt, the rate, the fractions and the guards are. Where a scenario has no cause the figures are
+of its middle third.
 """
 
 
