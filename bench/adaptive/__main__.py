@@ -36,7 +36,7 @@ def say(words: str) -> None:
 
 def seeds_by_controller(chosen: tuple[str, ...], first: int, seeds: int) -> dict[str, range]:
     """Which seeds each controller runs."""
-    fewer, most = max(2, seeds // PEER_SEEDS_PART), f"ours and {' and '.join(CHAMPIONS)}"
+    fewer = max(2, seeds // PEER_SEEDS_PART)
     return {name: range(first, first + (seeds if name in (OURS, *CHAMPIONS) else min(seeds, fewer))) for name in chosen}
 
 

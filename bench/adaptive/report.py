@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from bench.adaptive import plots
-from bench.adaptive.controllers import CONTROLS, GUARD_ONLY, OURS, REFERENCE
+from bench.adaptive.controllers import CONTROLS, GUARD_ONLY, ONE_NODE, OURS, REFERENCE
 from bench.adaptive.summary import Overall, overall, row, targets
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _targets(results: Results, found: Sequence[Overall]) -> str:
-    peers = [one for one in found if one.controller not in CONTROLS and not one.controller.startswith("ours")]
+    others = (OURS, ONE_NODE, GUARD_ONLY, REFERENCE, *CONTROLS)
+    peers = [one for one in found if one.controller not in others]
     marks = {True: "yes", False: "**no**", None: "-"}
     return _table(
         ("metric", "target", "found", "met"),
@@ -113,7 +114,9 @@ def _pictures(results: Results, found: Sequence[Overall], folder: Path, title: s
     (folder / f"{title}-goodput.svg").write_text(
         plots.bars(f"Goodput to the reference, mean over overloads, {title} set", values)
     )
-    peers = [one.controller for one in ordered if one.controller not in (OURS, GUARD_ONLY, REFERENCE, *CONTROLS)][:2]
+    peers = [
+        one.controller for one in ordered if one.controller not in (OURS, ONE_NODE, GUARD_ONLY, REFERENCE, *CONTROLS)
+    ][:2]
     names, seen = [], set[str]()
     for scenario in results.scenarios:
         runs = results.of(scenario.name, OURS)
