@@ -19,8 +19,10 @@ from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet, metric, say
 from tests.harness import Answer, HttpClient, NodeProcess, check, eventually, get_json, request
 
-GOOD = [{"latency_ms": 50, "status": 200, "count": 10}]
-BAD = [{"latency_ms": 2000, "status": 200, "count": 7}, {"latency_ms": 2000, "status": 500, "count": 3}]
+GOOD = ((50, 200),)
+BAD = ((2000, 200), (2000, 500), (2000, 200))
+"""Latencies (ms) and statuses of the outcomes that are reported, in turn."""
+
 PACE_S = 0.05
 
 
@@ -47,10 +49,10 @@ def multipliers(fleet: Fleet, name: str = "orders") -> list[float]:
 
 
 class Callers:
-    """Callers of a backend: they check and report, ten of each every 50 ms, in turn at these nodes."""
+    """Callers of a backend: ten checks every 50 ms, in turn at these nodes, and an outcome for each that is allowed."""
 
     def __init__(self, nodes: list[NodeProcess], backend: str = "orders") -> None:
-        self.outcomes: list[dict[str, Any]] | None = GOOD
+        self.outcomes: tuple[tuple[int, int], ...] | None = GOOD
         self.checked = 0
         self._nodes = nodes
         self._backend = backend
@@ -63,11 +65,15 @@ class Callers:
         while not self._stop.wait(PACE_S):
             client = clients[turn % len(clients)]
             turn += 1
+            outcomes = []
             for number in range(10):
-                client.check("calls", f"user:{(turn * 10 + number) % 500}")
+                allowed = client.check("calls", f"user:{(turn * 10 + number) % 500}").body["allowed"]
                 self.checked += 1
-            if self.outcomes is not None:
-                answer = client.request("POST", "/v1/report", report_of(self._backend, self.outcomes))
+                if allowed and self.outcomes is not None:
+                    latency_ms, status = self.outcomes[self.checked % len(self.outcomes)]
+                    outcomes.append({"latency_ms": latency_ms, "status": status})
+            if outcomes:
+                answer = client.request("POST", "/v1/report", report_of(self._backend, outcomes))
                 assert answer.status == 202
         for client in clients:
             client.close()
