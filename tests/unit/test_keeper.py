@@ -378,6 +378,14 @@ def test_a_parked_check_is_given_up_in_time_for_whoever_asked(node: Node, for_pe
     assert node.keeper.take_homeless(node.now_ns + wait_ns) == ([], [])
 
 
+def test_a_check_that_has_waited_elsewhere_waits_here_no_longer_than_is_left_to_it(node: Node) -> None:
+    node.lapse()
+    forward = node.keeper.decide(Check("api", MINE), node.now_ns, expires_ns=node.now_ns + 5)
+    assert isinstance(forward, Forward)
+    assert forward.deadline_ns == forward.expires_ns == node.now_ns + 5
+    assert node.keeper.take_homeless(node.now_ns + 5) == ([], [forward])
+
+
 def test_a_node_without_the_right_for_long_does_not_let_checks_wait_any_more(node: Node) -> None:
     node.mute = {"b", "c"}
     node.now_ns = lapsed_ns = node.keeper.free_until_ns
