@@ -95,14 +95,13 @@ class Keeper:
         return self._fenced_ns + (now_ns - self._lapsed_ns if self._lapsed_ns is not None else 0)
 
     def has_handed_over(self, now_ns: int) -> bool:
-        """Whether every member that can be had has all that this node knew of its keys."""
-        if self.replication.is_surveying:
-            return False
-        return not any(
-            outlet.is_busy
-            for name, outlet in self.replication.outlets.items()
-            if name in self.ring.members and not self.fence.is_gone(name, now_ns)
-        )
+        """Whether this node, which leaves, has told all that it knows, and nobody would miss anything without it."""
+        gone = self._gone(now_ns)
+        replication, ring = self.replication, self.ring
+        return replication.has_told(ring, gone) and not replication.is_last_to_know(ring, gone, now_ns)
+
+    def _gone(self, now_ns: int) -> set[str]:
+        return {name for name in self.ring.members if self.fence.is_gone(name, now_ns)}
 
     def is_isolated(self, now_ns: int) -> bool:
         """Whether the right to decide has been gone for so long that waiting for it has no sense."""
@@ -348,7 +347,7 @@ class Keeper:
         if self.replication.is_surveying:
             return False
         if self._node_id not in self.ring.members:
-            return self.has_handed_over(now_ns)  # to all: some of them have never heard of this node
+            return self.replication.has_told(self.ring, self._gone(now_ns))  # all: some never heard of this node
         if self.custody.has_strangers(self.ring):
             return False
         self.replication.collect(self.ring, now_ns)
