@@ -248,7 +248,10 @@ class Guard:
     def step(self, admitted: int, now_ns: int) -> None:
         """Work out the limit if it is time; `admitted` counts all checks that this node ever admitted."""
         span_ns = now_ns - self._step_ns
-        if span_ns < STEP_NS or not self._reports:
+        if not self._reports:
+            self._admitted, self._step_ns = admitted, now_ns  # what was admitted before the first report stays unknown
+            return
+        if span_ns < STEP_NS:
             return
         span_s = min(span_ns / NS, RATE_TAU_MAX_S)
         self._step_ns = now_ns
