@@ -24,17 +24,28 @@ SETTLE_S = 3.0
 """Of health, before figures of it count: the first requests find cold connections everywhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What one side did in the overload, and after it."""
+ONSET_S = 5.0
+"""What the issue gives the limiter to act in."""
 
-    side: str
-    goodput_s: float
-    ratio: float  # of what the backend can do
-    late_ratio: float  # the same, without the first five seconds
-    served: dict[str, float]  # by segment: good answers, of those that would not have failed by themselves
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What one side did in a part of the overload."""
+
+    goodput_s: float  # 200s within the objective, per second
+    ratio: float  # the same, of what the backend can do
+    served: dict[str, float]  # by segment: answered within the objective, of the demand
     admitted: dict[str, float]  # by segment, of the demand
     p90_ms: dict[str, float]  # by segment, of admitted requests
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one side did."""
+
+    side: str
+    overload: Stretch
+    later: Stretch  # without its first ONSET_S
     healthy_good: float  # of the demand, before
     healthy_denied: int
     back_s: float | None  # after the overload's end
@@ -75,6 +86,11 @@ def is_good(shot: Shot, run: Run) -> bool:
     return shot.status == 200 and shot.latency_s <= run.plan.slo_ms / 1e3
 
 
+def is_served(shot: Shot, run: Run) -> bool:
+    """Answered within the objective, also by an error of the backend's own: nobody in front of it can help those."""
+    return shot.status in (200, 500) and shot.latency_s <= run.plan.slo_ms / 1e3
+
+
 def quantile(values: Iterable[float], q: float) -> float:
     """A quantile; 0 of nothing."""
     found = sorted(values)
@@ -91,32 +107,33 @@ def per_second(run: Run, side: str, what: Callable[[list[Shot]], float]) -> list
 
 
 def _side(run: Run, side: str) -> Side:
-    plan, way = run.plan, run.way
+    plan = run.plan
     begin_s, end_s = plan.overload_from_s, plan.overload_until_s
     mine = [shot for shot in run.shots if shot.side == side]
-    overload = [shot for shot in mine if begin_s <= shot.due_s < end_s]
     healthy = [shot for shot in mine if SETTLE_S <= shot.due_s < begin_s]
-    goodput_s = sum(is_good(shot, run) for shot in overload) / plan.overload_s
-    late = [shot for shot in overload if shot.due_s >= begin_s + 5]
-    late_s = sum(is_good(shot, run) for shot in late) / max(plan.overload_s - 5, 1)
-    by_segment = {name: [shot for shot in overload if shot.segment == name] for name in SHARES}
     return Side(
         side=side,
-        goodput_s=goodput_s,
-        ratio=goodput_s / way.possible_s(plan),
-        late_ratio=late_s / way.possible_s(plan),
-        served={
-            name: sum(is_good(shot, run) for shot in shots) / (len(shots) * (1 - way.failing))
-            for name, shots in by_segment.items()
-        },
-        admitted={name: sum(shot.admitted for shot in shots) / len(shots) for name, shots in by_segment.items()},
-        p90_ms={
-            name: quantile((shot.latency_s * 1e3 for shot in shots if shot.admitted), 0.9)
-            for name, shots in by_segment.items()
-        },
+        overload=_stretch(run, mine, begin_s, end_s),
+        later=_stretch(run, mine, begin_s + ONSET_S, end_s),
         healthy_good=sum(is_good(shot, run) for shot in healthy) / len(healthy),
         healthy_denied=sum(not shot.admitted for shot in healthy),
         back_s=_back_s([shot for shot in mine if shot.due_s >= end_s], run),
+    )
+
+
+def _stretch(run: Run, shots: Sequence[Shot], since_s: float, until_s: float) -> Stretch:
+    due = [shot for shot in shots if since_s <= shot.due_s < until_s]
+    goodput_s = sum(is_good(shot, run) for shot in due) / (until_s - since_s)
+    by_segment = {name: [shot for shot in due if shot.segment == name] for name in SHARES}
+    return Stretch(
+        goodput_s=goodput_s,
+        ratio=goodput_s / run.way.possible_s(run.plan),
+        served={name: sum(is_served(shot, run) for shot in mine) / len(mine) for name, mine in by_segment.items()},
+        admitted={name: sum(shot.admitted for shot in mine) / len(mine) for name, mine in by_segment.items()},
+        p90_ms={
+            name: quantile((shot.latency_s * 1e3 for shot in mine if shot.admitted), 0.9)
+            for name, mine in by_segment.items()
+        },
     )
 
 

@@ -56,6 +56,4 @@ def http_config(guarded: str, unguarded: str) -> str:
 
 def server_config(reporter: str, timeout_s: float) -> str:
     """What goes into the server block; an upstream called `limiter` must exist."""
-    return SERVER_CONFIG.format(
-        rule=RULE, reporter=reporter, timeout_s=timeout_s, guarded_path=GUARDED, open_path=OPEN
-    )
+    return SERVER_CONFIG.format(rule=RULE, reporter=reporter, timeout_s=timeout_s, guarded_path=GUARDED, open_path=OPEN)

@@ -44,7 +44,7 @@ def outcomes_of(line: str) -> tuple[str, list[dict[str, Any]]]:
             for seconds, status in tried
         ]
         return str(record["backend"]), outcomes
-    except (KeyError, TypeError, AttributeError) as failure:
+    except (KeyError, TypeError, AttributeError, ValueError) as failure:
         raise ValueError(f"no outcome: {line!r}") from failure
 
 
@@ -78,7 +78,7 @@ class Reporter(asyncio.DatagramProtocol):
         self.dropped += len(batch)
 
 
-async def run(listen: str, nodes: list[str]) -> None:
+async def run(listen: str, nodes: list[str], batch_s: float) -> None:
     """Report until told to stop."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
@@ -86,12 +86,12 @@ async def run(listen: str, nodes: list[str]) -> None:
         loop.add_signal_handler(number, told.set)
     host, _, port = listen.rpartition(":")
     transport, reporter = await loop.create_datagram_endpoint(Reporter, local_addr=(host, int(port)))
-    print(f"listening on {listen}", file=sys.stderr, flush=True)
+    say(f"listening on {listen}")
     first = cycle(range(len(nodes)))
     posts: set[asyncio.Task[None]] = set()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=POST_S_MAX)) as http:
         while not told.is_set():
-            await asyncio.sleep(BATCH_S)
+            await asyncio.sleep(batch_s)
             for backend in list(reporter.outcomes):
                 batch = reporter.outcomes.pop(backend)[-OUTCOMES_MAX:]
                 if len(posts) >= POSTS_MAX:
@@ -104,18 +104,22 @@ async def run(listen: str, nodes: list[str]) -> None:
         if posts:
             await asyncio.wait(posts, timeout=POST_S_MAX)
     transport.close()
-    print(
-        f"{reporter.told} outcomes told, {reporter.dropped} dropped, {reporter.unreadable} lines unreadable",
-        file=sys.stderr,
-    )
+    say(f"{reporter.told} outcomes told, {reporter.dropped} dropped, {reporter.unreadable} lines unreadable")
+
+
+def say(line: str) -> None:
+    """Write a line to standard error at once."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Posts what nginx logs over UDP to a limiter's /v1/report.")
     parser.add_argument("--listen", required=True, help="HOST:PORT, UDP")
     parser.add_argument("--node", action="append", required=True, help="check address of a node; may be repeated")
+    parser.add_argument("--batch-ms", type=float, default=BATCH_S * 1e3, help="how often a batch is posted")
     options = parser.parse_args()
-    uvloop.run(run(options.listen, options.node))
+    uvloop.run(run(options.listen, options.node, options.batch_ms / 1e3))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Plan:
     slo_ms: float = 500.0
     load: float = 0.7  # demand in health, as a part of the capacity
     timeout_s: float = 2.0  # nginx gives up
+    batch_ms: float = 100.0  # how often outcomes are posted
     seed: int = 1
 
     @property

@@ -120,7 +120,9 @@ def stage(plan: Plan) -> Iterator[Stage]:
             stack.callback(child.stop)
         listen = f"127.0.0.1:{ports[2]}"
         nodes = [option for node in fleet.nodes for option in ("--node", node.http)]
-        reporter = Child(folder / "reporter.log", "reporter", "--listen", listen, *nodes)
+        reporter = Child(
+            folder / "reporter.log", "reporter", "--listen", listen, "--batch-ms", str(plan.batch_ms), *nodes
+        )
         stack.callback(reporter.stop)
         for backend in backends:
             eventually(lambda backend=backend: get_json(backend, "/control"), 20.0, "a backend")  # type: ignore[misc]
