@@ -21,7 +21,7 @@ from tests.overload.stage import perform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.overload.stage import Run
+    from tests.overload.record import Run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,7 @@ class Clients:
 
     def __init__(self, urls: Mapping[str, str], start_s: float) -> None:
         self.shots: list[Shot] = []
+        self.sent: Counter[int] = Counter()  # requests to each side, by the second in which they were due
         self._urls = urls
         self._start_s = start_s
 
@@ -85,6 +87,7 @@ class Clients:
             try:
                 for arrival in due:
                     await asyncio.sleep(max(arrival.due_s - self.now_s(), 0))
+                    self.sent[int(arrival.due_s)] += 1
                     for side, url in self._urls.items():
                         task = asyncio.create_task(self._ask(http, side, url, arrival))
                         tasks.add(task)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tests.overload.clients import Shot
-    from tests.overload.stage import Run
+    from tests.overload.record import Run
 
 CUT = 0.7
 """Every node's multiplier is to be below this soon after an overload begins."""

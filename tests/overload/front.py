@@ -11,6 +11,7 @@ from __future__ import annotations
 from tests.overload.scenario import BACKEND, RULE
 
 GUARDED, OPEN = "/guarded/", "/open/"
+SIDES = {"with": GUARDED, "without": OPEN}
 
 HTTP_CONFIG = """
     log_format outcome escape=json

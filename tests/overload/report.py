@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.overload.clients import Shot
-    from tests.overload.stage import Run
+    from tests.overload.record import Run
 
 COLUMNS = (
     "overload", "limiter", "good/s", "possible/s", "goodput", "after 5 s", "premium", "standard", "free",

@@ -14,7 +14,7 @@ USERS = {"premium": 40, "standard": 80, "free": 120}
 """Each asks for about one request in four seconds, and may ask for ten a second."""
 
 BACKEND = "shop"
-RULE = "api"
+RULE = "storefront"
 RULE_DOCUMENT = {
     "rate": "10/s",
     "burst": 20,
@@ -89,6 +89,11 @@ class Way:
     def mode(self, plan: Plan) -> Mode:
         """How the backend works meanwhile."""
         return Mode(max(round(self.pool * plan.workers), 1), self.slowness, self.failing)
+
+    def demand_s(self, plan: Plan, now_s: float) -> float:
+        """Requests per second at a time."""
+        is_overload = plan.overload_from_s <= now_s < plan.overload_until_s
+        return plan.demand_s * (self.demand if is_overload else 1.0)
 
     def possible_s(self, plan: Plan) -> float:
         """Good answers per second that nobody could better: no idle worker, nothing too late."""

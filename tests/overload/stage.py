@@ -14,48 +14,20 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from tests.etcd_process import EtcdProcess, free_ports
 from tests.fleet import PATIENT, Fleet
 from tests.harness import ROOT, NginxProcess, clean_environment, eventually, get_json, request
 from tests.overload.clients import Clients, arrivals
-from tests.overload.front import GUARDED, OPEN, http_config, server_config
+from tests.overload.front import SIDES, http_config, server_config
+from tests.overload.record import Run, Sample, watch
 from tests.overload.scenario import BACKEND, RULE, RULE_DOCUMENT, Mode, Plan, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.overload.clients import Shot
-
-SAMPLE_S = 0.2
-SIDES = {"with": GUARDED, "without": OPEN}
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What a node says of the backend at a time."""
-
-    at_s: float
-    node: str
-    multiplier: float
-    state: str
-    gate: dict[str, Any]
-    rate: float | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """All that was seen."""
-
-    way: Way
-    plan: Plan
-    shots: list[Shot]
-    samples: list[Sample]
-    reporter_said: str
 
 
 class Child:
@@ -155,17 +127,14 @@ def perform(way: Way, plan: Plan) -> Run:
 
 
 async def _play(running: Stage, way: Way, plan: Plan) -> tuple[list[Shot], list[Sample]]:
-    def rate_s(now_s: float) -> float:
-        is_overload = plan.overload_from_s <= now_s < plan.overload_until_s
-        return plan.demand_s * (way.demand if is_overload else 1.0)
-
     samples: list[Sample] = []
+    admins = {str(node.node_id): node.admin for node in running.fleet.nodes}
     urls = {side: f"http://{running.front}{path}" for side, path in SIDES.items()}
     clients = Clients(urls, asyncio.get_running_loop().time())
-    watching = asyncio.create_task(_watch(running, clients, samples))
+    watching = asyncio.create_task(watch(admins, clients.now_s, samples))
     turning = asyncio.create_task(_turn(running, clients, way, plan))
     try:
-        await clients.send(arrivals(rate_s, plan.total_s, plan.seed))
+        await clients.send(arrivals(lambda now_s: way.demand_s(plan, now_s), plan.total_s, plan.seed))
     finally:
         watching.cancel()
         turning.cancel()
@@ -179,24 +148,3 @@ async def _turn(running: Stage, clients: Clients, way: Way, plan: Plan) -> None:
     await asyncio.to_thread(running.set_mode, way.mode(plan))
     await asyncio.sleep(plan.overload_until_s - clients.now_s())
     await asyncio.to_thread(running.set_mode, plan.normal)
-
-
-async def _watch(running: Stage, clients: Clients, samples: list[Sample]) -> None:
-    """Ask every node, several times a second, how the backend stands."""
-    nodes = {str(node.node_id): node.admin for node in running.fleet.nodes}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
-
-        async def ask(node: str, admin: str) -> None:
-            try:
-                async with http.get(f"http://{admin}/v1/status") as answer:
-                    stands = (await answer.json())["backends"][BACKEND]
-            except (aiohttp.ClientError, TimeoutError):
-                return  # a sample less
-            known = {name: stands[name] for name in ("multiplier", "state", "gate", "rate", "reason")}
-            samples.append(Sample(clients.now_s(), node, **known))
-
-        turn = 0
-        while True:
-            await asyncio.sleep(max(turn * SAMPLE_S - clients.now_s(), 0))
-            await asyncio.gather(*(ask(node, admin) for node, admin in nodes.items()))
-            turn += 1

@@ -13,10 +13,11 @@ from tests.overload.backend import Pool
 from tests.overload.clients import Shot, arrivals
 from tests.overload.figures import CUT, figures
 from tests.overload.plots import Line, chart, picture
+from tests.overload.record import Run, Sample
 from tests.overload.report import notes, table
 from tests.overload.reporter import outcomes_of
 from tests.overload.scenario import SHARES, WAYS, Mode, Plan
-from tests.overload.stage import Run, Sample, perform
+from tests.overload.stage import perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
