@@ -1,7 +1,8 @@
 """Custody: which buckets this node may decide although others may know more of them.
 
-When the ring has changed, or this node has lost its right to decide for a moment, other nodes may have granted what it
-does not know of. Until each of them has released this node (has told all, see `replication`), a bucket is decided only
+When the ring has changed, or this node has lost its right to decide for a moment or has it back, other nodes may have
+granted what it does not know of. Until each of them has released this node (has told all, see `replication`), a bucket
+is decided only
 
 - if it has been this node's in every ring since it last was whole, or
 - if every node that has not released this one yet has answered what it knows of that bucket (a pull), and so decides it
@@ -16,9 +17,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.fence import ALWAYS_NS
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from limiter_node.core.links import Forward
     from limiter_node.core.replication import Bucket
 
@@ -30,11 +34,12 @@ FORGOTTEN_PER_TICK = 5_000
 class Parked:
     """Checks of one bucket, and the nodes that are still to say what they know of it."""
 
-    __slots__ = ("forwards", "missing")
+    __slots__ = ("due_ns", "forwards", "missing")
 
     def __init__(self, missing: set[str]) -> None:
         self.missing = missing
         self.forwards: list[Forward] = []
+        self.due_ns = ALWAYS_NS  # the earliest of their deadlines: who came later may have had to wait elsewhere before
 
 
 class Custody:
@@ -75,15 +80,22 @@ class Custody:
             return all(self._node_id in ring.holders(bucket[1]) for ring in rings)
         return all(ring.owner(bucket[1]) == self._node_id for ring in rings)
 
+    def has_strangers(self, ring: Ring, asked: Collection[str] = ()) -> bool:
+        """Whether some node that is still to tell all is not in this ring: its members need never have heard of it.
+
+        Whoever asks this node and not that one too (`asked`) must not go without what it knows: wait for that.
+        """
+        return any(name not in ring.members and name not in ring.leavers and name not in asked for name in self.pending)
+
     def park(self, bucket: Bucket, forward: Forward) -> set[str]:
         """Have a check wait; returns the nodes to pull the bucket from."""
-        parked = self.parked.get(bucket)
-        if parked is not None:
-            parked.forwards.append(forward)
-            return set()
-        parked = self.parked[bucket] = Parked(set(self.pending))
+        is_new = bucket not in self.parked
+        if is_new:
+            self.parked[bucket] = Parked(set(self.pending))
+        parked = self.parked[bucket]
         parked.forwards.append(forward)
-        return parked.missing
+        parked.due_ns = min(parked.due_ns, forward.deadline_ns)
+        return parked.missing if is_new else set()
 
     def on_pulled(self, name: str, bucket: Bucket) -> None:
         """A node has said all that it knows of a bucket."""
@@ -119,9 +131,10 @@ class Custody:
         """The checks whose deadline has passed, removed."""
         late: list[Forward] = []
         for bucket, parked in list(self.parked.items()):
-            if parked.forwards[0].deadline_ns <= now_ns:
+            if parked.due_ns <= now_ns:
                 late += [forward for forward in parked.forwards if forward.deadline_ns <= now_ns]
                 parked.forwards = [forward for forward in parked.forwards if forward.deadline_ns > now_ns]
+                parked.due_ns = min((forward.deadline_ns for forward in parked.forwards), default=ALWAYS_NS)
                 if not parked.forwards:
                     del self.parked[bucket]
         return late

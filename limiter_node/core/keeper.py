@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.custody import Custody
-from limiter_node.core.fence import Fence
+from limiter_node.core.fence import ALWAYS_NS, Fence
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
     Ack,
@@ -95,14 +95,13 @@ class Keeper:
         return self._fenced_ns + (now_ns - self._lapsed_ns if self._lapsed_ns is not None else 0)
 
     def has_handed_over(self, now_ns: int) -> bool:
-        """Whether every member that can be had has all that this node knew of its keys."""
-        if self.replication.is_surveying:
-            return False
-        return not any(
-            outlet.is_busy
-            for name, outlet in self.replication.outlets.items()
-            if name in self.ring.members and not self.fence.is_gone(name, now_ns)
-        )
+        """Whether this node, which leaves, has told all that it knows, and nobody would miss anything without it."""
+        gone = self._gone(now_ns)
+        replication, ring = self.replication, self.ring
+        return replication.has_told(ring, gone) and not replication.is_last_to_know(ring, gone, now_ns)
+
+    def _gone(self, now_ns: int) -> set[str]:
+        return {name for name in self.ring.members if self.fence.is_gone(name, now_ns)}
 
     def is_isolated(self, now_ns: int) -> bool:
         """Whether the right to decide has been gone for so long that waiting for it has no sense."""
@@ -110,13 +109,18 @@ class Keeper:
 
     # Deciding.
 
-    def decide(self, check: Check, now_ns: int, *, for_peer: bool = False) -> Outcome | Forward | None:
-        """Decide a check of a key that this node owns, now or later; None when it cannot be."""
+    def decide(
+        self, check: Check, now_ns: int, *, for_peer: bool = False, expires_ns: int = ALWAYS_NS
+    ) -> Outcome | Forward | None:
+        """Decide a check of a key that this node owns, now or by `expires_ns`; None when it cannot be."""
         if now_ns >= self.free_until_ns:
             self._notice_lapse(now_ns)
             bucket = check.rule, check.key
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
-                return None if self.is_isolated(now_ns) else self._park(check, bucket, now_ns, for_peer=for_peer)
+                # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
+                wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
+                forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
+                return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         outcome = self._do(check, now_ns)
         if self._engine.sync_rules and check.rule in self._engine.sync_rules:
             return self._when_copied(check, outcome, now_ns)
@@ -171,16 +175,10 @@ class Keeper:
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
 
-    def _park(self, check: Check, bucket: Bucket, now_ns: int, *, for_peer: bool) -> Forward:
-        # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to come back.
-        wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
-        forward = Forward(check, now_ns + wait_ns, for_peer=for_peer)
-        self._wait(forward, bucket)
-        return forward
-
-    def _wait(self, forward: Forward, bucket: Bucket) -> None:
+    def _wait(self, forward: Forward, bucket: Bucket) -> Forward:
         for name in self.custody.park(bucket, forward):
             self._pull(name, bucket)
+        return forward
 
     def _pull(self, name: str, bucket: Bucket) -> None:
         link = self._links.get(name)
@@ -189,12 +187,14 @@ class Keeper:
             self._wake(name)
 
     def _resume(self, now_ns: int) -> None:
-        """Decide the parked checks that can be."""
+        """Answer the pulls and decide the parked checks that can be."""
+        for pull, respond in self._pulls.take_early():
+            self._on_pull(pull, now_ns, respond)
         if not self.custody.parked:
             return
         for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
             if not forward.asks_help and self.ring.owner(forward.check.key) == self._node_id:
-                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer)
+                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer, expires_ns=forward.expires_ns)
                 if isinstance(outcome, Forward):
                     outcome.reply = forward.reply
                     continue
@@ -206,19 +206,19 @@ class Keeper:
     # The right to decide.
 
     def _notice_lapse(self, now_ns: int) -> None:
-        """Whatever happened since the right ran out is not known: all must tell, before anything is decided again."""
-        if now_ns < self.fence.right_until_ns:
-            if self._lapsed_ns is not None:
-                self._fenced_ns += now_ns - self._lapsed_ns
-                self._lapsed_ns = None
-        elif self._lapsed_ns is None:
-            self._lapsed_ns = now_ns
-            self.lapses += 1
+        """What others decide while the right is gone is not known: all must tell, before anything is decided again.
+
+        Again when it is back: who has told before, or was given up for gone, may have acted in this node's place since.
+        """
+        has_right = now_ns < self.fence.right_until_ns
+        if has_right is (self._lapsed_ns is not None):
+            self._fenced_ns = self.fenced_ns_until(now_ns)
+            self._lapsed_ns = None if has_right else now_ns
+            self.lapses += not has_right
             others = (self.ring.members.keys() | self.ring.leavers.keys()) - {self._node_id}
             self.custody.begin(self.ring, others, missed=True)
             for link in self._links.values():
-                link.pinged_ns = NEVER_NS
-                link.carrier.wake()
+                self.ask(link)
         self.free_until_ns = 0 if self._lapsed_ns is not None or self.custody.pending else self.fence.right_until_ns
 
     def take_homeless(self, now_ns: int) -> tuple[list[Forward], list[Forward]]:
@@ -237,7 +237,7 @@ class Keeper:
                 self.replication.drop(name)  # whatever that process was still to get died with it
         self.replication.collect(before, now_ns)
         self.fence.set_ring(ring, now_ns)
-        if before.members != ring.members:
+        if before.members != ring.members or ring.leavers.keys() - before.leavers.keys():
             is_new = self._node_id not in before.members
             if is_new:
                 self._lapsed_ns = now_ns
@@ -248,14 +248,8 @@ class Keeper:
                 if ring.owner(bucket[1]) != self._node_id:
                     self._homeless += parked.forwards
                     del self.custody.parked[bucket]
-                else:
-                    for name in parked.missing:
-                        self._pull(name, bucket)
         for link in self._links.values():
-            link.pinged_ns = NEVER_NS
-            link.carrier.wake()
-        for name, pull, respond in self._pulls.take_early():
-            self._on_pull(name, pull, now_ns, respond)
+            self.ask(link)
         self._notice_lapse(now_ns)
         self._resume(now_ns)
 
@@ -268,10 +262,11 @@ class Keeper:
         self.replication.drop(name)
         self.fence.forget(name)
 
-    def on_up(self, link: Link) -> None:
-        """A link carries frames: say at once what was missed meanwhile."""
+    def ask(self, link: Link) -> None:
+        """Ask a peer at once for what this node has missed."""
         link.pinged_ns = NEVER_NS
         link.pulls = [bucket for bucket, parked in self.custody.parked.items() if link.peer.id in parked.missing]
+        link.carrier.wake()
 
     def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None) -> None:
         """A link broke or, at a dial begun at `refused_ns`, was refused."""
@@ -293,7 +288,7 @@ class Keeper:
             self._next_id += 1
             link.pings[self._next_id] = now_ns, self.custody.epoch
             requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch))
-        requests += self._pulls.frames(link, self.ring.revision)
+        requests += self._pulls.frames(link, self.ring.revision, self.custody)
         requests += self.replication.frames(link.peer.id, now_ns)
         return requests
 
@@ -313,7 +308,7 @@ class Keeper:
                     self._merge(name, copy, now_ns)
                 respond(Ack(number, self.ring.revision))
             case Pull():
-                self._on_pull(name, request, now_ns, respond)
+                self._on_pull(request, now_ns, respond)
             case News():
                 self._on_news(request)
 
@@ -327,7 +322,7 @@ class Keeper:
             case Pulled(id=number, copies=copies):
                 for copy in copies:
                     self._merge(link.peer.id, copy, now_ns)
-                for bucket in self._pulls.take_answered(number):
+                for bucket in self._pulls.take_answered(number, self.custody.epoch):
                     self.custody.on_pulled(link.peer.id, bucket)
                 self._resume(now_ns)
             case News():
@@ -352,9 +347,9 @@ class Keeper:
         if self.replication.is_surveying:
             return False
         if self._node_id not in self.ring.members:
-            return self.has_handed_over(now_ns)  # to all: some of them have never heard of this node
-        if any(other not in self.ring.members and other not in self.ring.leavers for other in self.custody.pending):
-            return False  # the member has never heard of that node, and must not be without what it still has to tell
+            return self.replication.has_told(self.ring, self._gone(now_ns))  # all: some never heard of this node
+        if self.custody.has_strangers(self.ring):
+            return False
         self.replication.collect(self.ring, now_ns)
         outlet = self.replication.outlet(name)
         if outlet.epoch != epoch:
@@ -380,9 +375,11 @@ class Keeper:
         self._notice_lapse(now_ns)
         self._resume(now_ns)
 
-    def _on_pull(self, name: str, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
-        if not self._pulls.answer(self.ring, name, pull, now_ns, respond):
-            respond(self.ring.news())
+    def _on_pull(self, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        is_early = pull.revision > self.ring.revision or self.custody.has_strangers(self.ring, pull.asked)
+        if pull.revision < self.ring.revision and not is_early:
+            respond(self.ring.news())  # the asker may begin anew then, and the answer counts for nothing
+        self._pulls.answer(pull, now_ns, respond, is_early=is_early)
 
     def _merge(self, name: str, copy: Copy, now_ns: int) -> None:
         self._engine.merge(copy, now_ns, follows=self.ring.owner(copy.key) == name)

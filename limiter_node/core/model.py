@@ -175,11 +175,12 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Pull(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The sender owns these (rule, key) at ring `revision`, and asks what the receiver knows of them."""
+    """The sender owns these (rule, key) at ring `revision`: what does the receiver know of them?"""
 
     id: int
     revision: Revision
     wanted: Annotated[list[tuple[Name, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+    asked: Annotated[list[ShortText], msgspec.Meta(max_length=MEMBERS_MAX)] = []  # everybody who is still to tell it
 
 
 class Pulled(msgspec.Struct, frozen=True, array_like=True, tag=6):

@@ -278,7 +278,8 @@ class Router:
         """Go by this node's ring."""
         owner = self.ring.owner(forward.check.key)
         if owner == self.node_id:
-            outcome = self.keeper.decide(forward.check, now_ns, for_peer=forward.for_peer)
+            check, expires_ns = forward.check, forward.expires_ns
+            outcome = self.keeper.decide(check, now_ns, for_peer=forward.for_peer, expires_ns=expires_ns)
             if isinstance(outcome, Forward):
                 outcome.reply = forward.reply
             else:
@@ -367,8 +368,7 @@ class Router:
         link.heard_ns = now_ns
         link.usable_until_ns = now_ns + self.keeper.fence.silent_after_ns
         self.keeper.fence.heard(link.peer.id, now_ns)
-        self.keeper.on_up(link)
-        link.carrier.wake()
+        self.keeper.ask(link)
 
     def on_down(self, link: Link, now_ns: int, *, refused_ns: int | None = None) -> None:
         """The link broke, or (at a dial begun at `refused_ns`) was refused: whatever waits for it goes another way.

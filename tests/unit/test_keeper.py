@@ -106,6 +106,7 @@ class Node:
         self.mute: set[str] = set()  # peers that answer nothing
         self.withholds: set[str] = set()  # peers that have not told all yet
         self.silent: dict[str, list[str]] = {}  # whom each peer hears nothing of
+        self.sent: dict[str, set[tuple[str, str]]] = {}  # buckets, by who has confirmed them
         self.known: list[Copy] = []  # what all peers know of buckets that are pulled
 
     def set_ring(self, ring: Ring) -> None:
@@ -137,7 +138,8 @@ class Node:
             case Ping(id=number):
                 released = name not in self.withholds
                 self.reply(name, Pong(number, revision, True, released, self.silent.get(name, [])))
-            case Copies(id=number):
+            case Copies(id=number, copies=copies):
+                self.sent[name] = self.sent.get(name, set()) | {(copy.rule, copy.key) for copy in copies}
                 self.reply(name, Ack(number, revision))
             case Pull(id=number, wanted=wanted):
                 self.reply(name, Pulled(number, [copy for copy in self.known if (copy.rule, copy.key) in wanted]))
@@ -333,6 +335,41 @@ def test_what_was_pulled_goes_on_only_with_the_right_to_decide(node: Node) -> No
     assert node.remaining() == [60]
 
 
+def test_what_was_told_before_the_right_is_back_must_be_told_again(node: Node) -> None:
+    node.lapse()
+    node.decide(cost=30)
+    asked = {name: node.flush(name) for name in "bc"}  # by ping and pull
+    for name, requests in asked.items():
+        for request in requests:
+            node.answer(name, request)
+    assert not node.keeper.is_fenced
+    assert node.outcomes == []
+    node.known = [Copy("api", MINE, "default", 50 * MICROS)]
+    node.withholds = {"b", "c"}
+    node.talk()
+    assert node.remaining() == [10]
+
+
+def test_who_was_given_up_for_gone_meanwhile_must_tell_once_the_right_is_back() -> None:
+    node = Node()
+    node.join("ab")
+    node.lapse()
+    assert node.keeper.custody.pending == set()
+    # b is still cut off, and may have acted in this node's place; that of two others d hears both gives the right back.
+    node.set_ring(ring_of("abd", 8))
+    node.mute = {"b"}
+    node.tick(2 * TICK_NS)
+    assert not node.keeper.is_fenced
+    mine = key_of("a", abd="a")
+    assert isinstance(node.decide(mine), Forward)
+    assert node.outcomes == []
+    node.mute = set()
+    node.withholds = {"b"}
+    node.known = [Copy("api", mine, "default", 50 * MICROS)]
+    node.tick(TICK_NS)
+    assert node.remaining() == [39]
+
+
 @pytest.mark.parametrize(("for_peer", "wait_ns"), [(True, PARKED_NS), (False, WAYS_MAX * TIMEOUT_NS // 2)])
 def test_a_parked_check_is_given_up_in_time_for_whoever_asked(node: Node, for_peer: bool, wait_ns: int) -> None:
     node.lapse()
@@ -341,6 +378,14 @@ def test_a_parked_check_is_given_up_in_time_for_whoever_asked(node: Node, for_pe
     assert node.keeper.take_homeless(node.now_ns + wait_ns - 1) == ([], [])
     assert node.keeper.take_homeless(node.now_ns + wait_ns) == ([], [forward])
     assert node.keeper.take_homeless(node.now_ns + wait_ns) == ([], [])
+
+
+def test_a_check_that_has_waited_elsewhere_waits_here_no_longer_than_is_left_to_it(node: Node) -> None:
+    node.lapse()
+    forward = node.keeper.decide(Check("api", MINE), node.now_ns, expires_ns=node.now_ns + 5)
+    assert isinstance(forward, Forward)
+    assert forward.deadline_ns == forward.expires_ns == node.now_ns + 5
+    assert node.keeper.take_homeless(node.now_ns + 5) == ([], [forward])
 
 
 def test_a_node_without_the_right_for_long_does_not_let_checks_wait_any_more(node: Node) -> None:
@@ -447,7 +492,8 @@ def test_a_sync_verdict_goes_without_the_ack_when_the_replica_hangs_up(sync: Nod
 def test_a_parked_sync_check_waits_for_the_ack_once_it_is_decided(sync: Node) -> None:
     sync.lapse()
     sync.decide(cost=30)
-    sync.talk()
+    sync.talk()  # they back this node
+    sync.talk()  # and tell what they know
     sync.mute = {"b", "c"}
     assert sync.outcomes == []
     (frame,) = [request for request in sync.flush("b") if isinstance(request, Copies)]
@@ -666,9 +712,8 @@ def test_whoever_holds_a_bucket_may_pull_it(node: Node) -> None:
     assert node.ask("b", Pull(6, 7, [("api", STAND_IN)])) == [pulled]
 
 
-def test_who_pulls_by_an_older_ring_what_it_no_longer_holds_is_told_the_ring(node: Node) -> None:
-    strange = key_of("a", "c")
-    assert node.ask("b", Pull(6, 6, [("api", strange)])) == [node.keeper.ring.news()]
+def test_who_pulls_by_an_older_ring_is_told_the_ring_first(node: Node) -> None:
+    assert node.ask("b", Pull(6, 6, [("api", STAND_IN)])) == [node.keeper.ring.news(), Pulled(6, [])]
 
 
 def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> None:
@@ -679,6 +724,30 @@ def test_who_pulls_by_a_newer_ring_is_answered_when_it_has_come(node: Node) -> N
     assert replies == []
     node.set_ring(ring_of("abcd", 8))
     assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_who_pulls_without_having_heard_of_a_node_is_answered_when_that_has_told_all(node: Node) -> None:
+    # d has joined when c was not registered for a moment: it asks a and b only, and neither has the key's bucket.
+    moved = key_of("c", "b", abd="d")
+    node.withholds = {"b", "c"}
+    node.set_ring(ring_of("abd", 8))
+    replies: list[Reply] = []
+    node.keeper.on_request("d", Pull(6, 8, [("api", moved)], ["a", "b"]), node.now_ns, replies.append)
+    node.tick(2 * TICK_NS)
+    assert replies == []
+    # Who asks c, too, need not wait for that.
+    assert node.ask("b", Pull(7, 8, [("api", moved)], ["a", "c", "d"])) == [Pulled(7, [])]
+    node.ask("c", Copies(5, [Copy("api", moved, "default", 30 * MICROS)]))
+    node.withholds = {"b"}
+    node.tick(2 * TICK_NS)
+    assert replies == [Pulled(6, [Copy("api", moved, "default", 30 * MICROS)])]
+
+
+def test_a_leaver_that_only_a_newer_ring_names_must_tell_too(node: Node) -> None:
+    node.withholds = {"d"}
+    node.set_ring(ring_of("abc", 8, leavers="d"))
+    node.tick(2 * TICK_NS)
+    assert node.keeper.custody.pending == {"d"}
 
 
 def test_a_newer_ring_is_taken_from_whoever_tells_it_and_an_older_one_is_not(node: Node) -> None:
@@ -749,12 +818,12 @@ def test_a_link_that_is_back_asks_again_for_what_is_still_missing(node: Node) ->
     pulls = [request for request in node.flush("b") if isinstance(request, Pull)]
     node.keeper.on_down(node.links["b"], node.now_ns, refused_ns=None)
     node.answer("b", pulls[0])
-    node.keeper.on_up(node.links["b"])
+    node.keeper.ask(node.links["b"])
     assert node.links["b"].pinged_ns == NEVER_NS
     assert node.wanted("b") == [("api", MINE)]
     # What has been answered is not asked for again.
     node.answer("c", next(request for request in node.flush("c") if isinstance(request, Pull)))
-    node.keeper.on_up(node.links["c"])
+    node.keeper.ask(node.links["c"])
     assert node.wanted("c") == []
 
 
@@ -814,6 +883,38 @@ def test_a_node_that_leaves_does_not_wait_for_who_is_gone(node: Node) -> None:
     assert not node.keeper.has_handed_over(node.now_ns)
     node.silent = {"c": ["b"]}
     node.tick(SILENT_NS)
+    assert node.keeper.has_handed_over(node.now_ns)
+
+
+def test_a_node_that_leaves_waits_for_who_is_gone_when_nobody_else_would_know() -> None:
+    node = Node()
+    node.join("abcd")
+    alone = key_of("a", "b", "abcd", bcd="b")
+    replica, other = ("c", "d") if ring_of("bcd").replica(alone) == "c" else ("d", "c")
+    node.decide(alone, 30)
+    node.mute = {"b", replica}
+    node.silent = {other: ["b", replica]}
+    node.set_ring(ring_of("bcd", 8, leavers="a"))
+    node.tick(SILENT_NS + 2 * TICK_NS)
+    assert not node.keeper.has_handed_over(node.now_ns)
+    # The other one does not wait for that: whatever becomes its own, it will ask for.
+    assert node.ping(other, 8).released
+    node.set_ring(ring_of(other, 9, leavers="a"))
+    node.tick(2 * TICK_NS)
+    assert node.keeper.has_handed_over(node.now_ns)
+    assert ("api", alone) in node.sent[other]
+
+
+def test_a_node_that_leaves_does_not_wait_when_all_are_gone(node: Node) -> None:
+    node.decide(cost=30)
+    node.mute = {"b", "c"}
+    node.set_ring(ring_of("bc", 8, leavers="a"))
+    for name in "bc":
+        node.keeper.on_down(node.links[name], node.now_ns, refused_ns=node.now_ns)
+    node.tick(SILENT_NS)
+    for name in "bc":
+        node.keeper.on_down(node.links[name], node.now_ns, refused_ns=node.now_ns)
+    node.tick(2 * TICK_NS)
     assert node.keeper.has_handed_over(node.now_ns)
 
 

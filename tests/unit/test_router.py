@@ -92,7 +92,8 @@ class Fixture:
         if up:
             for link in self.router.links.values():
                 self.router.on_up(link, self.now_ns)
-            self.talk()
+            self.talk()  # they back this node
+            self.talk()  # and tell what they know
 
     def talk(self) -> None:
         """Let every peer answer what this node's keeper asks; checks stay where they are."""

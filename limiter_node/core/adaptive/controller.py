@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.adaptive.evidence import together
+from limiter_node.core.adaptive.evidence import in_a_row, together
 from limiter_node.core.adaptive.law import Law, signal_of
-from limiter_node.core.model import Gather, Gathered
+from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.evidence import Decision, Load, Signal
@@ -27,9 +27,9 @@ UNASKED_NS = 2 * NS
 """A node that nobody asks for so long throws away what it has counted: its next answer is to be of one second."""
 
 BYTES_MAX = 900_000
-BYTES_PER_LOAD = 400
-BYTES_PER_BUCKET = 8
-"""Of a frame, in the worst case: what fits is some 1,000 backends with 50 different latencies each."""
+BYTES_PER_LOAD = 420
+BYTES_PER_BUCKET = 12
+"""Of a frame, in the worst case: what fits is some 900 backends with 50 different latencies each."""
 
 REPORTS_MIN = 10
 """Outcomes in a second that outweigh what a poll or a monitor says."""
@@ -64,6 +64,7 @@ class Controller:
         self._to_ask: set[str] = set()
         self._asked_ns: int | None = None
         self._next_id = 0
+        self._ticks = 0
 
     # As any node.
 
@@ -88,7 +89,7 @@ class Controller:
         loads: dict[str, Load] = {}
         room = BYTES_MAX
         for name in list(gates):
-            if room <= 0:
+            if room <= 0 or len(loads) == BACKENDS_MAX:
                 break
             load = loads[name] = gates[name].take_load(now_ns)
             room -= BYTES_PER_LOAD + BYTES_PER_BUCKET * len(load.latency.counts)
@@ -113,6 +114,7 @@ class Controller:
     def ask(self, nodes: set[str], now_ns: int) -> None:
         """Begin a tick: these peers are to be asked, and this node tells at once."""
         self._to_ask = nodes
+        self._ticks += 1
         self.heeded = max(self.heeded, self.term)
         self._asked_ns = now_ns
         self._backends.set_shares(self._shares(self._node_id), now_ns)
@@ -124,7 +126,11 @@ class Controller:
             return []
         self._to_ask.discard(name)
         self._next_id += 1
-        return [Gather(self._next_id, self.term, self._shares(name))]
+        shares = list(self._shares(name).items())
+        if len(shares) > BACKENDS_MAX:  # of some at this tick, of the others at the next
+            first = self._ticks * BACKENDS_MAX % len(shares)
+            shares = (shares[first:] + shares[:first])[:BACKENDS_MAX]
+        return [Gather(self._next_id, self.term, dict(shares))]
 
     def hear(self, name: str, gathered: Gathered, now_ns: int) -> None:
         """Take what a node has counted."""
@@ -143,7 +149,9 @@ class Controller:
     def decide(self, now_ns: int) -> dict[str, Decision]:
         """End a tick: what to publish, by backend; only where it changes enough to matter."""
         loads, self._loads = self._loads, {}
-        self._laws = {name: law for name, law in self._laws.items() if self._backends.is_known(name)}
+        for known in (self._laws, self._demand, self._polled, self.sources):
+            for name in known.keys() - self._backends.names():
+                del known[name]
         changed: dict[str, Decision] = {}
         for name in sorted(self._backends.names()):
             record, entry = self._backends.records.get(name), self._backends.entry(name)
@@ -157,22 +165,23 @@ class Controller:
                 if published:
                     law.adopt(published)
             law.set_policy(entry.policy)
-            load = self._sum_up(name, loads.get(name, {}))
+            load = self._sum_up(name, {node: in_a_row(heard) for node, heard in loads.get(name, {}).items()})
             decision = self.decisions[name] = law.decide(load, self._signal(name, load, now_ns), now_ns)
-            if is_news(published, decision):
+            recast = record is not None and (record.would is not None) != (entry.policy.mode == "observe")
+            if recast or is_news(published, decision):
                 changed[name] = decision
         return changed
 
-    def _sum_up(self, backend: str, loads: dict[str, list[Load]]) -> Load | None:
+    def _sum_up(self, backend: str, loads: dict[str, Load]) -> Load | None:
         demand = self._demand.setdefault(backend, {})
         weight = min(1.0, TICK_NS / NS / SHARE_TAU_S)
         for name in loads.keys() | demand.keys():
-            wanted_s = sum(sum(load.wanted) * NS / load.span_ns for load in loads.get(name, ()))
+            load = loads.get(name)
+            wanted_s = sum(load.wanted) * NS / load.span_ns if load is not None else 0.0
             demand[name] = demand.get(name, wanted_s) + weight * (wanted_s - demand.get(name, wanted_s))
             if demand[name] < 1e-3 and name not in loads:
                 del demand[name]
-        every = [load for of_node in loads.values() for load in of_node]
-        return together(every, nodes=len(loads)) if every else None
+        return together(loads.values(), nodes=len(loads)) if loads else None
 
     def _shares(self, name: str) -> dict[str, float]:
         """Of each backend's rate, what a node may admit."""

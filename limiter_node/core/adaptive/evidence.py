@@ -13,7 +13,7 @@ import msgspec
 from limiter_node.core.adaptive.sketch import Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 PRIORITIES = 10
 """0 is shed last, 9 first."""
@@ -83,8 +83,25 @@ class Decision(msgspec.Struct, frozen=True):
 def together(loads: Iterable[Load], *, nodes: int) -> Load:
     """What several nodes have seen, over their mean span; counts of a longer or shorter span are brought to that."""
     loads = list(loads)
-    span_ns = sum(load.span_ns for load in loads) // len(loads)
-    total = Load(
+    total = _nothing(sum(load.span_ns for load in loads) // len(loads), nodes)
+    for load in loads:
+        factor = total.span_ns / load.span_ns
+        _add(total, load, 1.0 if abs(factor - 1) < SPANS_ALIKE else factor)
+        total.in_flight += load.in_flight
+    return total
+
+
+def in_a_row(loads: Sequence[Load]) -> Load:
+    """What one node has seen in several spans, one after the other."""
+    total = _nothing(sum(load.span_ns for load in loads), 1)
+    for load in loads:
+        _add(total, load, 1.0)
+    total.in_flight = loads[-1].in_flight
+    return total
+
+
+def _nothing(span_ns: int, nodes: int) -> Load:
+    return Load(
         span_ns=span_ns,
         nodes=nodes,
         offered=[0] * PRIORITIES,
@@ -97,21 +114,18 @@ def together(loads: Iterable[Load], *, nodes: int) -> Load:
         latency=Sketch({}, 0.0),
         in_flight=0.0,
     )
-    for load in loads:
-        factor = span_ns / load.span_ns
-        if abs(factor - 1) < SPANS_ALIKE:
-            factor = 1.0
-        for counts, more in (
-            (total.offered, load.offered),
-            (total.wanted, load.wanted),
-            (total.admitted, load.admitted),
-        ):
-            for priority, count in enumerate(more):
-                counts[priority] += round(count * factor)
-        total.completed += round(load.completed * factor)
-        total.refused += round(load.refused * factor)
-        total.failed += round(load.failed * factor)
-        total.timeouts += round(load.timeouts * factor)
-        total.latency.merge(load.latency)
-        total.in_flight += load.in_flight
-    return total
+
+
+def _add(total: Load, load: Load, factor: float) -> None:
+    for counts, more in (
+        (total.offered, load.offered),
+        (total.wanted, load.wanted),
+        (total.admitted, load.admitted),
+    ):
+        for priority, count in enumerate(more):
+            counts[priority] += round(count * factor)
+    total.completed += round(load.completed * factor)
+    total.refused += round(load.refused * factor)
+    total.failed += round(load.failed * factor)
+    total.timeouts += round(load.timeouts * factor)
+    total.latency.merge(load.latency)

@@ -188,9 +188,12 @@ class Gate:
 
     @property
     def in_flight(self) -> float:
-        """Checks admitted and not yet reported, as estimated, in checks; 0 where outcomes tell too little."""
+        """Checks admitted and not yet reported, as estimated; 0 where no guard acts.
+
+        One node's estimate may be negative where reports are spread: the sum over nodes is what is right.
+        """
         guard = self.guard
-        return max(guard.out, IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
+        return (guard.out or IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
 
     @property
     def state(self) -> str:

@@ -1,23 +1,22 @@
 """A node's own guard of a backend: how many checks may be out and not yet reported, by Little's law.
 
-    out    <- out + ratio per admitted check - 1 per reported outcome, and leaks towards the sum of latencies per second
-    calm:     limit = max(x + 2 sqrt(x), mean + 4 sigma of `out` in health) + 2,    x = answers per second * target
-    tight:    limit = x + 2 sqrt(x) * clamp(2 - 2 latency / target, 0, 1)
-    target =  max(0.6 objective, 1.5 normal mean latency)         tight: the recent mean latency is above it
+    out     <- out + ratio per admitted check - 1 per reported outcome, and leaks towards what the latencies add up to
+    target  =  max(0.5 objective, 1.5 normal mean latency)                          x = answers per second * target
+    calm:      limit = max(1.8 x + 2 sqrt(1.8 x), mean + 4 sigma of `out` in health) + 2
+    tight:     limit = x min(target / latency, 1) + sqrt(x) (0.5 + 2 clamp(1 - latency / target, 0, 1)), and a pace of
+               1.5 limit / latency
 
-A queue in front of the backend shows in `out` before it shows in any latency, so the guard acts within a round trip.
-A limit below what the backend can do lowers its latency, and at a latency below the target the limit admits more than
-is answered, so that the rate grows by their ratio every round until the latency is the target: the guard lets go by
-itself.
+Times are tight from the moment that answers are later than the target while more is admitted than answered, or far too
+late, until a few in a row are quick. A queue shows in `out` before it shows in any latency. A limit below what the
+backend can do lowers the latency, and below the target the limit is more than what is out, so that the rate grows every
+round until the latency is the target: the guard lets go by itself.
 
 Outcomes carry no check's name. Where they come back to the node that admitted, `out` is what is in flight; where a load
-balancer spreads them it is a random walk about this node's part of it, which the leak ties down: nodes at their limits
-admit one check for each outcome, so that what all have in flight stays, and the leak steers that to the target. How far
-`out` strays while all is well is learned, and the calm limit lies above that, so that noise throttles nobody. Close to
-the target no margin is left, because the margins of 24 nodes add up to a queue. Callers that report a part of what they
-do are known by the ratio, learned in health too.
+balancer spreads them it is a random walk, which the leak and the pace tie down. How far it strays in health is learned,
+and the calm limit lies above that, so that noise throttles nobody; close to the target there is next to no margin, as
+the margins of 24 nodes add up to a queue. Callers that report a part of what they do are known by the ratio.
 
-Invariant: a check is let through when nothing is out. Time comes in as an argument, nothing decides by chance.
+Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from __future__ import annotations
 from math import exp, inf, sqrt
 from typing import TYPE_CHECKING, Literal
 
+from limiter_node.core.adaptive.pace import Pace
 from limiter_node.core.adaptive.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ SHUT_TAU_S = 1.5
 """When nothing is admitted where three would have been, the rate falls no faster than this: it must not take the limit
 with it before an error in `out` has leaked away."""
 
-LATEST_COUNTS = 4
+LATEST_COUNTS = 3
 RELAX_COUNTS = 3
 RELAX_TAU_S = 0.1
-"""Tight times may end by the latest 4 outcomes, or those of the last 0.1 s: what is lost by ending too early is seen at
-once, and what is lost by waiting is all that probes would have to bring, one at a time."""
+"""Tight times begin by the latest 3 outcomes, or those of the last 0.1 s, and end by as many quick ones in a row. To
+end too early is seen at once; to wait costs all that probes have to bring, one at a time."""
 
 LEAK_TAU_S = 1.0
 """Of `out`. Spread reports make it stray by sqrt(rate * tau); a queue that grows for less than this is seen in full."""
@@ -68,6 +68,9 @@ LEARN_AGAIN_NS = 5 * NS
 TARGET_SHARE = 0.5
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
 
+TARGET_SHARE_LEARNED = 0.9
+"""Of an objective that was only learned: nobody has said that it is late."""
+
 TARGET_NORMAL = 1.5
 """Times the normal mean latency: an objective below what the backend can do must not close it."""
 
@@ -84,7 +87,6 @@ CALM_EXTRA = 2.0
 """Four sigma are one check in 30,000 of a normal distribution; two more checks are for a few per second."""
 
 PACE = 1.5
-PACE_BURST_S = 0.1
 """Tight times also bound the rate: by Little's law limit / latency is what belongs to the limit. 1.5 times that hinders
 nobody where `out` is exact, and catches its errors where it is not."""
 
@@ -99,26 +101,27 @@ PROBE_COUNTS = 10
 """A check is let through when none was for a second or the time of ten, whatever is believed to be out."""
 
 TIGHT_SIGMAS = 0.5
-EASE = 1.0
 MARGIN_SIGMAS = 2.0
-"""Of a Poisson count, where the latency leaves room."""
+"""Of a Poisson count: always, and where the latency leaves room. The first makes nodes that have little gain on those
+that have much."""
 
 HARD_TARGET = 1.8
 """Times the target, 0.9 of the objective: so late it is tight whatever the answers do. Between the two it is only while
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
 
-GROWTH_TAU_S = 1.0
-GROWTH_SIGMAS = 2.0
-"""Of Poisson's noise in admitted minus answered, over a second."""
+GROWTH_TAU_S = 0.5
+GROWTH_SIGMAS = 3.0
+"""Of Poisson's noise in admitted minus answered, leaking."""
 
 DENIED_NS = 200_000_000
 """The same is told by checks that the guard has turned away within so long: a few steps."""
 
-TRIAL_MIN_NS = 8 * NS
+TRIAL_MIN_NS = 4 * NS
 TRIAL_MAX_NS = 64 * NS
 TRIAL_PASSED_NS = 10 * NS
-"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is tried
-after 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of queue each."""
+"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is
+tried after some 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of
+queue each."""
 
 PATIENCE_NS = 2_500_000_000
 """After such a trial begins more is admitted than answered anyway, until as much is out as the latency takes."""
@@ -174,10 +177,8 @@ class Guard:
         self._trial_ns = TRIAL_MIN_NS  # after how long in tight times to try without
         self._mean_out = 0.0  # of `out`, averaged like `busy`
         self._lately = 0.0  # outcomes to be expected of what was admitted within the horizon
-        self._pace = inf  # checks per second, whatever is out
-        self._turns = 1.0
-        self._paced_ns = 0
-        self._known_rate = 0.0  # of answers, while reports came in
+        self._pace = Pace()  # of checks, whatever is out
+        self._known_rate = 0.0  # checks admitted per second while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
         self._first_ns = 0  # first report
@@ -201,8 +202,9 @@ class Guard:
     @property
     def target_ms(self) -> float:
         """The mean latency to steer to."""
-        objective = self.objective_ms or OBJECTIVE_NORMAL * self.normal_p90_ms
-        return max(TARGET_SHARE * objective, TARGET_NORMAL * self.normal_ms)
+        learned_ms = TARGET_SHARE_LEARNED * OBJECTIVE_NORMAL * self.normal_p90_ms
+        target_ms = TARGET_SHARE * self.objective_ms if self.objective_ms else learned_ms
+        return max(target_ms, TARGET_NORMAL * self.normal_ms)
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         """Take outcomes that were reported at this node."""
@@ -228,24 +230,14 @@ class Guard:
 
     def refuses(self, priority: int, jitter: float, now_ns: int) -> bool:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
-        if not self.is_on or (self._pace == inf and self.out < 0.5):
+        if not self.is_on or (self._pace.per_s == inf and self.out < 0.5):
             return False
         if self._idle_ns > max(PROBE_NS, PROBE_COUNTS * NS / (self._known_rate + 1e-3)):
             self._idle_ns = 0
             return False
         if self.out >= 0.5 and self.out + jitter > self.limit * TIERS[priority]:
             return True
-        return self._pace < inf and not self.paces(now_ns)
-
-    def paces(self, now_ns: int) -> bool:
-        """Take a check's turn in tight times; False when it has none yet."""
-        earned = self._pace * min(now_ns - self._paced_ns, NS) / NS
-        self._paced_ns = now_ns
-        self._turns = min(self._turns + earned, max(PACE_BURST_S * self._pace, 1.0))
-        if self._turns < 1:
-            return False
-        self._turns -= 1
-        return True
+        return not self._pace.take(now_ns)
 
     def turned_away(self, now_ns: int) -> None:
         """A check was."""
@@ -367,7 +359,7 @@ class Guard:
     def _bound(self, now_ns: int) -> None:
         """Work out the limit."""
         if not self.is_on or self.ratio < RATIO_MIN:
-            self.limit = self.open_below = self._pace = inf
+            self.limit = self.open_below = self._pace.per_s = inf
             return
         target_ms = self.target_ms
         expected = self._rate * target_ms / 1e3
@@ -377,11 +369,15 @@ class Guard:
                 latency_ms = min(latency_ms, self._latest / self._latest_count)
             ease = target_ms / max(latency_ms, 1e-3)
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
-            self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
-            self._pace = PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio
+            self.limit = expected * min(ease, 1.0) + margin * sqrt(expected)
+            # One answer in time is reason enough for a check a second.
+            least = min(float(self._good_run), 1.0)
+            self.limit = max(self.limit, least)
+            self._pace.per_s = max(PACE * self.limit / max(latency_ms / 1e3, 0.01) / self.ratio, least)
             silent_s = (now_ns - self._last_ns) / NS
             if self._is_silent(now_ns):
-                self._pace = SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+                fading = exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+                self._pace.per_s = SILENT_PACE * self._known_rate * fading
                 self.limit = inf
         else:
             expected *= HARD_TARGET
@@ -392,5 +388,5 @@ class Guard:
                 sigma = sqrt(max(self._sum_square / span - mean * mean, 0.0))
                 self.limit = max(self.limit, mean + CALM_SIGMAS * sigma)
             self.limit += CALM_EXTRA
-            self._pace = inf
+            self._pace.per_s = inf
         self.open_below = -inf if self.is_tight else self.limit * TIER_LOWEST - 1

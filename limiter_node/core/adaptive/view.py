@@ -81,7 +81,7 @@ class Recent:
             answers_s = signal.throughput * (1 - signal.timeout_rate)
         else:
             return None
-        in_flight = load.in_flight if load is not None and load.in_flight > 0 else signal.in_flight
+        in_flight = max(load.in_flight, 0.0) if load is not None and load.in_flight else signal.in_flight
         is_checked = self.wanted_s >= CHECKED * signal.throughput
         return View(
             wanted_s=self.wanted_s if is_checked else signal.throughput,
@@ -92,7 +92,7 @@ class Recent:
             answers_s=answers_s,
             outcomes_s=signal.throughput,
             in_flight=in_flight,
-            is_guarded=load is not None and load.in_flight > 0,
+            is_guarded=load is not None and load.in_flight != 0,
         )
 
     def _merged(self) -> Load:
@@ -150,5 +150,5 @@ def signal_of(load: Load) -> Signal | None:
         refused_rate=load.refused / load.completed,
         timeout_rate=load.timeouts / load.completed,
         samples=load.completed,
-        in_flight=load.in_flight or None,
+        in_flight=max(load.in_flight, 0.0) or None,
     )
