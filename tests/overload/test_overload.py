@@ -11,7 +11,7 @@ import pytest
 from tests.fleet import say
 from tests.overload.backend import Pool
 from tests.overload.clients import Shot, arrivals
-from tests.overload.figures import CUT, figures
+from tests.overload.figures import CUT, Figures, figures
 from tests.overload.plots import Line, chart, picture
 from tests.overload.record import Run, Sample
 from tests.overload.report import notes, table
@@ -25,11 +25,23 @@ if TYPE_CHECKING:
 SHORT = Plan(healthy_s=10.0, overload_s=15.0, recovery_s=12.0)
 
 
-@pytest.mark.timeout(180)
-def test_a_backend_at_2_s_with_30_percent_errors_keeps_most_of_what_it_can_do_and_its_premium_users() -> None:
+LATE_MS_MAX = 300.0
+
+
+def on_a_machine_with_time() -> tuple[Run, Figures]:
+    """Once more where the clients themselves were late: such a run shows the machine and not the limiter."""
     run = perform(WAYS["slow"], SHORT)
-    say(f"{table([run])}\n{notes(run)}")
     found = figures(run)
+    if found.worst_lag_ms > LATE_MS_MAX:
+        say(f"again: the clients were {found.worst_lag_ms:.0f} ms late")
+        run = perform(WAYS["slow"], SHORT)
+    return run, figures(run)
+
+
+@pytest.mark.timeout(240)
+def test_a_backend_at_2_s_with_30_percent_errors_keeps_most_of_what_it_can_do_and_its_premium_users() -> None:
+    run, found = on_a_machine_with_time()
+    say(f"{table([run])}\n{notes(run)}")
     with_limiter, without = found.sides["with"], found.sides["without"]
     assert found.healthy_multiplier == 1
     assert with_limiter.healthy_denied == 0
