@@ -3,8 +3,9 @@
     ./scripts/demo [--once]
 
 Everything it starts is a child of this process with its files in one temporary folder; both are gone
-when it ends, however it ends. Parts, in reading order: Piece (one child process), Fleet (etcd, nodes,
-nginx), Traffic (users who ask for more than their rule grants), and story(), which is told on the screen.
+when it ends, however it ends. Parts, in reading order: Piece (one child process), Fleet (etcd, nodes, two
+backends and nginx), Traffic (users who ask for more than their rule grants), and story(), which is told on the
+screen. Its second act, a backend that is drowned, is `demo_overload`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from demo_overload import PLAN, WAY, Act, summary
+
+from tests.overload import front as front_of_shop
+from tests.overload.scenario import BACKEND, RULE, RULE_DOCUMENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 NODES = 3
 FRONT_PORT = 8080
 ETCD_PORT = 12379
+SHOP_PORT = 8090  # of the two backends and the reporter: 8090, 8091, 8092 (UDP)
 NODE_PORT = 8110  # node-1 checks on 8110, admin on 8111, peers on 8112; node-2 on 8120 ...
 READY_S_MAX = 30.0
 STOP_S_MAX = 15.0
@@ -41,7 +47,11 @@ LOG_TAIL_LINES = 15
 API_RULE: dict[str, Any] = {
     "rate": "5/s",
     "burst": 10,
-    "segments": {"free": {"rate": "5/s", "burst": 10}, "premium": {"rate": "50/s", "burst": 100}},
+    "segments": {
+        "free": {"rate": "5/s", "burst": 10, "priority": 9},
+        "premium": {"rate": "50/s", "burst": 100, "priority": 0},
+    },
+    "backend": BACKEND,
 }
 KEYS = {"alice": {"segment": "premium"}, "bob": {"segment": "free"}}
 
@@ -65,8 +75,10 @@ http {{
         {servers}
         keepalive 64;
     }}
+    {shop_http}
     server {{
         listen {address};
+        {shop_server}
         location / {{
             proxy_pass http://limiter;
             proxy_http_version 1.1;
@@ -133,6 +145,8 @@ class Fleet:
         self.front = f"127.0.0.1:{port_near(FRONT_PORT)}"
         self.checks: list[str] = []
         self.admins: list[str] = []
+        self.backends = [f"127.0.0.1:{port_near(SHOP_PORT + number)}" for number in range(2)]
+        self.reporter = f"127.0.0.1:{port_near(SHOP_PORT + 2)}"
 
     async def start(self, http: aiohttp.ClientSession) -> None:
         """Start everything and return once every node has joined the ring and knows the rule."""
@@ -140,6 +154,8 @@ class Fleet:
         await self._ready("etcd", _ok, http, f"{self.etcd}/health")
         say(f"etcd      {self.etcd}")
         await self.put("rules/api", API_RULE)
+        await self.put(f"rules/{RULE}", RULE_DOCUMENT)
+        await self.put(f"backends/{BACKEND}", {"slo_ms": PLAN.slo_ms})
         for key, value in KEYS.items():
             await self.put(f"keys/{key}", value)
         for number in range(1, NODES + 1):
@@ -147,6 +163,8 @@ class Fleet:
         for number, admin in enumerate(self.admins, start=1):
             await self._ready(f"node-{number}", _has_joined, http, admin)
             say(f"node-{number}    http://{self.checks[number - 1]}, admin http://{admin}/v1/status")
+        await self._start_shop()
+        say(f"backends  http://{self.backends[0]} behind the limiter, http://{self.backends[1]} behind nobody")
         await self._start_nginx()
         await self._ready("nginx", _ok, http, f"http://{self.front}/v1/check?rule=api&key=alice&cost=0")
         say(f"nginx     http://{self.front}, round robin over the three")
@@ -217,10 +235,30 @@ class Fleet:
         argv += ["--node-id", f"node-{number}", "--http", check, "--admin", admin, "--peer", peer]
         await self._run(f"node-{number}", argv)
 
+    async def _start_shop(self) -> None:
+        """Two equal backends, and what tells the nodes what nginx saw of the first."""
+        for number, backend in enumerate(self.backends, start=1):
+            argv = [sys.executable, "-m", "tests.overload.backend", "--port", backend.rpartition(":")[2]]
+            argv += ["--workers", str(PLAN.workers), "--service-ms", str(PLAN.service_ms)]
+            await self._run(f"backend-{number}", argv)
+        argv = [sys.executable, "-m", "tests.overload.reporter", "--listen", self.reporter]
+        for check in self.checks:
+            argv += ["--node", check]
+        await self._run("reporter", argv)
+
     async def _start_nginx(self) -> None:
         servers = " ".join(f"server {check} max_fails=1 fail_timeout=1s;" for check in self.checks)
         conf = self.folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=self.folder, servers=servers, address=self.front))
+        shop_server = front_of_shop.server_config(self.reporter, PLAN.timeout_s)
+        conf.write_text(
+            NGINX_CONF.format(
+                folder=self.folder,
+                servers=servers,
+                address=self.front,
+                shop_http=front_of_shop.http_config(*self.backends),
+                shop_server=shop_server,
+            )
+        )
         await self._run("nginx", ["nginx", "-e", "stderr", "-c", str(conf)])
 
     async def _run(self, name: str, argv: Sequence[str]) -> None:
@@ -436,6 +474,9 @@ def show_curls(fleet: Fleet) -> None:
     check = f"http://{fleet.front}/v1/check"
     change = shlex.join([*fleet.etcdctl_put("rules/api"), json.dumps(with_free_rate("1/m"))])
     back = shlex.join([*fleet.etcdctl_put("rules/api"), json.dumps(API_RULE)])
+    pin = shlex.join([*fleet.etcdctl_put(f"multipliers/{BACKEND}"), '{"multiplier": 0.3, "pinned": true}'])
+    unpin = shlex.join([*fleet.etcdctl_put(f"multipliers/{BACKEND}")[:-2], "del", f"/limiter/multipliers/{BACKEND}"])
+    report = json.dumps({"backend": BACKEND, "outcomes": [{"latency_ms": 12.5, "status": 200}, {"status": "timeout"}]})
     say(f"""
 Try, in another terminal (alice is premium: 50/s, burst 100; bob is free: 5/s, burst 10):
 
@@ -452,6 +493,16 @@ Try, in another terminal (alice is premium: 50/s, burst 100; bob is free: 5/s, b
   ETCDCTL_API=3 {change}
   # and back
   ETCDCTL_API=3 {back}
+
+  # the backend that the limiter protects, through nginx: 200, or 429 while it is overloaded
+  curl -i http://{fleet.front}/guarded/ -H 'X-User: eve' -H 'X-Segment: free'
+
+  # tell how the backend answers (nginx's log does, here): 202 from any node
+  curl -i http://{fleet.front}/v1/report -d '{report}' -H 'Content-Type: application/json'
+
+  # pin the backend's multiplier: alice's limit is 30 now; and give it back to the controller
+  ETCDCTL_API=3 {pin}
+  ETCDCTL_API=3 {unpin}
 
   # what a node knows: the fleet, the rules, who owns a key, a bucket
   curl -s http://{fleet.admins[0]}/v1/status
@@ -475,19 +526,29 @@ async def fleet_in_a_folder() -> AsyncIterator[Fleet]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def story(*, once: bool) -> bool:
+async def story(*, once: bool, picture: Path) -> bool:
     """Run the demo; say whether all was as promised."""
     timeout = aiohttp.ClientTimeout(total=5)
     async with fleet_in_a_folder() as fleet, aiohttp.ClientSession(timeout=timeout) as http:
         await fleet.start(http)
         say(f"\nTraffic through nginx for {TRAFFIC_S} s, everybody asking for more than is granted:\n")
         kept = await unless_something_dies(fleet, Traffic(fleet, http).run())
+        if not once:
+            await unless_something_dies(fleet, second_act(fleet, http, picture))
         # After the traffic: whoever tries them meanwhile would change the rule under it.
         show_curls(fleet)
         if not once:
             say("Everything stays up until Ctrl-C.")
             await watch_over(fleet)
         return kept
+
+
+async def second_act(fleet: Fleet, http: aiohttp.ClientSession, picture: Path) -> bool:
+    """Drown the backend with and without the limiter; the picture stays when the demo is gone."""
+    say(f"\nA backend is drowned for {PLAN.overload_s:g} s ({WAY.title}), with and without the limiter before it:\n")
+    run = await Act(http, fleet.front, fleet.backends, fleet.admins).play(picture)
+    say("\n".join(["", *summary(run), f"  drawn in {picture}"]))
+    return True
 
 
 async def unless_something_dies(fleet: Fleet, work: Coroutine[Any, Any, bool]) -> bool:
@@ -510,10 +571,10 @@ async def watch_over(fleet: Fleet) -> None:
     raise DemoError("nothing is left running")
 
 
-async def until_told(*, once: bool) -> int:
+async def until_told(*, once: bool, picture: Path) -> int:
     """Run the story until it ends or a signal says so; return the exit code."""
     told: list[signal.Signals] = []
-    task = asyncio.ensure_future(story(once=once))
+    task = asyncio.ensure_future(story(once=once, picture=picture))
 
     def stop(sent: signal.Signals) -> None:
         # Only the first counts: a second Ctrl-C must not interrupt the cleaning up.
@@ -540,8 +601,14 @@ def main() -> None:
         description="A real etcd, three nodes and nginx in front, with sample rules and some traffic.",
     )
     parser.add_argument("--once", action="store_true", help="end after the traffic instead of staying up")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "limiter-demo-overload.svg",
+        help="where the drowned backend is drawn; not with --once  [default: %(default)s]",
+    )
     options = parser.parse_args()
-    sys.exit(asyncio.run(until_told(once=options.once)))
+    sys.exit(asyncio.run(until_told(once=options.once, picture=options.picture)))
 
 
 if __name__ == "__main__":

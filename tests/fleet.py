@@ -31,11 +31,21 @@ def say(text: str) -> None:
 class Fleet:
     """Nodes n1, n2, …; leaving the context kills those that still run."""
 
-    def __init__(self, etcd: EtcdProcess, *, size: int = 3, prefix: str = "/limiter", args: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        etcd: EtcdProcess,
+        *,
+        size: int = 3,
+        prefix: str = "/limiter",
+        args: Sequence[str] = (),
+        ways: Sequence[str] | None = None,
+    ) -> None:
+        """`ways` are the URLs by which each node reaches etcd, where they have not the same."""
         self.etcd = etcd
         self.prefix = prefix
         self.nodes = [
-            NodeProcess(f"n{number}", etcd=etcd.url, args=("--prefix", prefix, *args)) for number in range(1, size + 1)
+            NodeProcess(f"n{number}", etcd=url, args=("--prefix", prefix, *args))
+            for number, url in enumerate(ways or [etcd.url] * size, 1)
         ]
 
     def __enter__(self) -> Self:

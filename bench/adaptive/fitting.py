@@ -15,7 +15,7 @@ FITTING = (
     Scenario(name="heavy tails, drop to 44 %", family="capacity", cv=2.5, capacity=pulse(0.44)),
     Scenario(name="surge 1.3", family="surge", demand=320, profile=pulse(1.5)),
     Scenario(name="surge 2", family="surge", profile=pulse(2.2)),
-    Scenario(name="surge 5", family="surge", profile=pulse(5), end_s=50),
+    Scenario(name="surge 5", family="surge", profile=pulse(5, end_s=50), end_s=50),
     Scenario(name="surge 2 in groups", family="surge", profile=pulse(2.2), batch=5, demand=320),
     Scenario(name="dependency 1.4 slower", family="slow dependency", capacity=pulse(1.4), speed=pulse(1.4)),
     Scenario(name="dependency 2.2 slower", family="slow dependency", capacity=pulse(2.2), speed=pulse(2.2)),
@@ -37,10 +37,10 @@ FITTING = (
     Scenario(name="loads lost at the drop", family="signals", capacity=pulse(0.44), loads_lost=((30, 55),)),
     Scenario(name="reports lost after the drop", family="signals", capacity=pulse(0.44), reports_lost=((38, 50),)),
     Scenario(
-        name="12/s, drop to a third", family="low traffic", servers=3, service_ms=220, demand=12, capacity=pulse(0.34)
+        name="12/s, drop to half", family="low traffic", servers=4, service_ms=250, demand=12, capacity=pulse(0.5)
     ),
     Scenario(
-        name="25/s, drop to a third", family="low traffic", servers=3, service_ms=105, demand=25, capacity=pulse(0.34)
+        name="25/s, drop to half", family="low traffic", servers=4, service_ms=130, demand=25, capacity=pulse(0.5)
     ),
     Scenario(name="leader killed", family="leader", capacity=pulse(0.44), leader_lost_s=40),
     Scenario(
@@ -53,6 +53,7 @@ FITTING = (
     Scenario(name="start at 0.2", family="starts", start=0.2, onset_s=0, end_s=30, duration_s=60),
     Scenario(name="1 node, drop to 44 %", family="nodes", capacity=pulse(0.44), nodes=1),
     Scenario(name="24 nodes, drop to 44 %", family="nodes", capacity=pulse(0.44), nodes=24),
+    Scenario(name="8 nodes, reports come home", family="nodes", capacity=pulse(0.44), reports_to="admitting"),
     Scenario(
         name="healthy wave",
         family="healthy",

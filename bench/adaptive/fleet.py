@@ -9,6 +9,7 @@ carries its leader's term and a number, and nodes ignore older ones; so a leader
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -75,15 +76,18 @@ class Leader:
 
 
 class Fleet:
-    """Our two layers, or one of them: without gates' guards `law_only`, without a leader `guard_only`."""
+    """Our two layers; the guards alone without a leader; on one node instead of the scenario's where `nodes` is 1."""
 
-    def __init__(self, *, has_leader: bool = True) -> None:
+    def __init__(self, *, has_leader: bool = True, nodes: int | None = None) -> None:
         self._has_leader = has_leader
+        self._nodes = nodes
         self.decisions: list[tuple[float, Decision]] = []
 
     def start(self, world: World) -> None:
         """Build the nodes and set their clocks going."""
         scenario = self._scenario = world.scenario
+        if self._nodes is not None:
+            scenario = self._scenario = replace(scenario, nodes=self._nodes)
         self._world = world
         self._chance = Random(f"fleet {world.seed}")
         self._policy = Policy(slo_ms=scenario.slo_s * 1e3 if scenario.slo_is_known else None)
@@ -119,6 +123,7 @@ class Fleet:
 
     def admit(self, node: int, priority: int, user: int, now_s: float) -> bool:
         """Ask the node's gate."""
+        node %= len(self._gates)
         gate = self._gates[node]
         gate.offer(priority)
         return not gate.admit(priority, int(now_s * 1e9) + self._clocks[node])
@@ -130,6 +135,8 @@ class Fleet:
             return
         if scenario.reports_to == "random":
             node = int(self._chance.random() * scenario.nodes)
+        else:
+            node %= len(self._gates)
         latency_ms = None if latency_s is None else latency_s * 1e3
         self._reports.append((now_s + scenario.report_delay_s, node, latency_ms, outcome))
 

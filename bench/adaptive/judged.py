@@ -1,4 +1,4 @@
-"""The scenarios that laws are judged on: other capacities, service times, mixes and seeds. Nothing is fitted to these."""
+"""The scenarios that laws are judged on: other capacities, service times and seeds. Nothing is fitted to these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ JUDGED = (
         name="surge 1.3 times capacity", family="surge", profile=pulse(1.45), servers=32, service_ms=75, demand=385
     ),
     Scenario(name="surge 1.9", family="surge", profile=pulse(2.1), servers=42, service_ms=88, demand=430, cv=1.4),
-    Scenario(name="surge 4.5", family="surge", profile=pulse(4.5), servers=16, service_ms=45, demand=310, end_s=50),
+    Scenario(
+        name="surge 4.5", family="surge", profile=pulse(4.5, end_s=50), servers=16, service_ms=45, demand=310, end_s=50
+    ),
     Scenario(
         name="surge 2.3 in groups", family="surge", profile=pulse(2.5), batch=3, servers=30, service_ms=70, demand=390
     ),
@@ -79,7 +81,7 @@ JUDGED = (
     Scenario(name="blind after a drop", family="signals", capacity=pulse(0.4), loads_lost=((36, 60),), cv=0.7),
     Scenario(name="no reports after a drop", family="signals", capacity=pulse(0.5), reports_lost=((40, 55),)),
     Scenario(
-        name="12/s, drop to half",
+        name="12/s, evenly, drop to half",
         family="low traffic",
         servers=4,
         service_ms=290,

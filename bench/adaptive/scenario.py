@@ -27,11 +27,8 @@ Family = Literal[
     "healthy",
 ]
 
-OVERLOADS: frozenset[Family] = frozenset(
-    ("capacity", "surge", "slow dependency", "flapping", "fast failure", "retries", "signals", "low traffic", "leader")
-    + ("publishes", "nodes")
-)
-"""Families whose goodput enters the mean over overloads."""
+NO_OVERLOADS: frozenset[Family] = frozenset(("errors", "starts", "healthy"))
+"""Families whose goodput does not enter the mean over overloads."""
 
 SHARES = (0.2, 0.3, 0.5)
 PRIORITIES = (0, 5, 9)
@@ -88,7 +85,7 @@ class Scenario:
     @property
     def is_overload(self) -> bool:
         """Whether its goodput enters the mean over overloads."""
-        return self.family in OVERLOADS
+        return self.family not in NO_OVERLOADS
 
     def capacity_at(self, at_s: float) -> float:
         """Requests per second that the backend can do; a slower answer with as many more servers costs none."""

@@ -30,9 +30,9 @@ class Trace:
     def of(cls, scenario: Scenario) -> Trace:
         """An empty one."""
         seconds = int(scenario.duration_s) + 2
-        columns = [[0] * (seconds * SEGMENTS) for _ in range(4)]
-        users = [[0] * (SEGMENTS * USERS) for _ in range(2)]
-        return cls(seconds, *columns, *users)
+        asked, offered, admitted, good = ([0] * (seconds * SEGMENTS) for _ in range(4))
+        user_offered, user_good = ([0] * (SEGMENTS * USERS) for _ in range(2))
+        return cls(seconds, asked, offered, admitted, good, user_offered, user_good)
 
     def per_second(self, counts: list[int], segment: int | None = None) -> list[int]:
         """A column by second, of one segment or all."""

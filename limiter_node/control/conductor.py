@@ -63,7 +63,11 @@ class Conductor:
             while True:
                 due_s = max(due_s + TICK_S, loop.time())
                 await asyncio.sleep(due_s - loop.time())
-                await self._tick()
+                try:
+                    await self._tick()
+                except Exception:  # a bug of ours: what is published stays, and the laws begin anew from that
+                    log.exception("controller failed")
+                    self._router.controller.follow()
         finally:
             self._polls.stop()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.fence import ALWAYS_NS
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ FORGOTTEN_PER_TICK = 5_000
 class Parked:
     """Checks of one bucket, and the nodes that are still to say what they know of it."""
 
-    __slots__ = ("forwards", "missing")
+    __slots__ = ("due_ns", "forwards", "missing")
 
     def __init__(self, missing: set[str]) -> None:
         self.missing = missing
         self.forwards: list[Forward] = []
+        self.due_ns = ALWAYS_NS  # the earliest of their deadlines: who came later may have had to wait elsewhere before
 
 
 class Custody:
@@ -87,13 +89,13 @@ class Custody:
 
     def park(self, bucket: Bucket, forward: Forward) -> set[str]:
         """Have a check wait; returns the nodes to pull the bucket from."""
-        parked = self.parked.get(bucket)
-        if parked is not None:
-            parked.forwards.append(forward)
-            return set()
-        parked = self.parked[bucket] = Parked(set(self.pending))
+        is_new = bucket not in self.parked
+        if is_new:
+            self.parked[bucket] = Parked(set(self.pending))
+        parked = self.parked[bucket]
         parked.forwards.append(forward)
-        return parked.missing
+        parked.due_ns = min(parked.due_ns, forward.deadline_ns)
+        return parked.missing if is_new else set()
 
     def on_pulled(self, name: str, bucket: Bucket) -> None:
         """A node has said all that it knows of a bucket."""
@@ -129,9 +131,10 @@ class Custody:
         """The checks whose deadline has passed, removed."""
         late: list[Forward] = []
         for bucket, parked in list(self.parked.items()):
-            if parked.forwards[0].deadline_ns <= now_ns:
+            if parked.due_ns <= now_ns:
                 late += [forward for forward in parked.forwards if forward.deadline_ns <= now_ns]
                 parked.forwards = [forward for forward in parked.forwards if forward.deadline_ns > now_ns]
+                parked.due_ns = min((forward.deadline_ns for forward in parked.forwards), default=ALWAYS_NS)
                 if not parked.forwards:
                     del self.parked[bucket]
         return late

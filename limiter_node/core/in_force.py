@@ -24,8 +24,18 @@ class RuleInForce:
     """A rule with its plans: one per segment, and one per key that has numbers of its own."""
 
     __slots__ = (
-        "census", "changed", "default", "gate", "multiplier_ppm", "own", "plans", "relatives", "retired", "rule",
-    )  # fmt: skip
+        "census",
+        "changed",
+        "default",
+        "gate",
+        "multiplier_ppm",
+        "own",
+        "plans",
+        "priority",
+        "relatives",
+        "retired",
+        "rule",
+    )
 
     def __init__(self, rule: Rule, multiplier_ppm: int, now_ns: int, census: Census) -> None:
         self.gate: Gate | None = None  # of the backend that the rule names
@@ -60,6 +70,7 @@ class RuleInForce:
                 plan.set_numbers(limit, multiplier_ppm, now_ns)
             self.plans[segment] = plan
         self.default = self.plans[DEFAULT_SEGMENT]
+        self.priority = rule.priorities[DEFAULT_SEGMENT]
         for plan in self.retired.values():
             plan.set_numbers(self.default.limit, multiplier_ppm, now_ns)
         for plan in self.own.values():

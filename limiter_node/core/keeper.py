@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.custody import Custody
-from limiter_node.core.fence import Fence
+from limiter_node.core.fence import ALWAYS_NS, Fence
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
     Ack,
@@ -95,14 +95,13 @@ class Keeper:
         return self._fenced_ns + (now_ns - self._lapsed_ns if self._lapsed_ns is not None else 0)
 
     def has_handed_over(self, now_ns: int) -> bool:
-        """Whether every member that can be had has all that this node knew of its keys."""
-        if self.replication.is_surveying:
-            return False
-        return not any(
-            outlet.is_busy
-            for name, outlet in self.replication.outlets.items()
-            if name in self.ring.members and not self.fence.is_gone(name, now_ns)
-        )
+        """Whether this node, which leaves, has told all that it knows, and nobody would miss anything without it."""
+        gone = self._gone(now_ns)
+        replication, ring = self.replication, self.ring
+        return replication.has_told(ring, gone) and not replication.is_last_to_know(ring, gone, now_ns)
+
+    def _gone(self, now_ns: int) -> set[str]:
+        return {name for name in self.ring.members if self.fence.is_gone(name, now_ns)}
 
     def is_isolated(self, now_ns: int) -> bool:
         """Whether the right to decide has been gone for so long that waiting for it has no sense."""
@@ -110,13 +109,18 @@ class Keeper:
 
     # Deciding.
 
-    def decide(self, check: Check, now_ns: int, *, for_peer: bool = False) -> Outcome | Forward | None:
-        """Decide a check of a key that this node owns, now or later; None when it cannot be."""
+    def decide(
+        self, check: Check, now_ns: int, *, for_peer: bool = False, expires_ns: int = ALWAYS_NS
+    ) -> Outcome | Forward | None:
+        """Decide a check of a key that this node owns, now or by `expires_ns`; None when it cannot be."""
         if now_ns >= self.free_until_ns:
             self._notice_lapse(now_ns)
             bucket = check.rule, check.key
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
-                return None if self.is_isolated(now_ns) else self._park(check, bucket, now_ns, for_peer=for_peer)
+                # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
+                wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
+                forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
+                return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         outcome = self._do(check, now_ns)
         if self._engine.sync_rules and check.rule in self._engine.sync_rules:
             return self._when_copied(check, outcome, now_ns)
@@ -171,16 +175,10 @@ class Keeper:
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
 
-    def _park(self, check: Check, bucket: Bucket, now_ns: int, *, for_peer: bool) -> Forward:
-        # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to come back.
-        wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
-        forward = Forward(check, now_ns + wait_ns, for_peer=for_peer)
-        self._wait(forward, bucket)
-        return forward
-
-    def _wait(self, forward: Forward, bucket: Bucket) -> None:
+    def _wait(self, forward: Forward, bucket: Bucket) -> Forward:
         for name in self.custody.park(bucket, forward):
             self._pull(name, bucket)
+        return forward
 
     def _pull(self, name: str, bucket: Bucket) -> None:
         link = self._links.get(name)
@@ -196,7 +194,7 @@ class Keeper:
             return
         for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
             if not forward.asks_help and self.ring.owner(forward.check.key) == self._node_id:
-                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer)
+                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer, expires_ns=forward.expires_ns)
                 if isinstance(outcome, Forward):
                     outcome.reply = forward.reply
                     continue
@@ -349,7 +347,7 @@ class Keeper:
         if self.replication.is_surveying:
             return False
         if self._node_id not in self.ring.members:
-            return self.has_handed_over(now_ns)  # to all: some of them have never heard of this node
+            return self.replication.has_told(self.ring, self._gone(now_ns))  # all: some never heard of this node
         if self.custody.has_strangers(self.ring):
             return False
         self.replication.collect(self.ring, now_ns)

@@ -184,21 +184,19 @@ class Plan:
             self.window_s,
         )
 
-    def _give_back(self, key: str, cost: int) -> None:
-        """Undo a `spend` that has just been granted."""
-        table = self.table
-        table.young[hash(key) & table.mask][key] -= cost * UNIT
-
     def pass_gate(self, gate: Gate, check: Check, priority: int, verdict: Verdict, now_ns: int) -> Verdict:
         """Bring the verdict on a check, no peek, before the backend's gate; what it turns away has spent nothing."""
         gate.offer(priority)
         if not verdict.allowed:
             return verdict
         retry_ns = gate.admit(priority, now_ns)
-        if not retry_ns:
-            return verdict
-        self._give_back(check.key, check.cost)
-        peeked = self.spend(check.key, 0, now_ns)
+        return self.turned_away(check.key, check.cost, retry_ns, now_ns) if retry_ns else verdict
+
+    def turned_away(self, key: str, cost: int, retry_ns: int, now_ns: int) -> Verdict:
+        """Undo what has just been granted: the backend takes no more for now."""
+        table = self.table
+        table.young[hash(key) & table.mask][key] -= cost * UNIT
+        peeked = self.spend(key, 0, now_ns)
         return Verdict(
             False, peeked.limit, peeked.remaining, peeked.reset_ns, retry_ns, peeked.window_s, reason="backend_overload"
         )

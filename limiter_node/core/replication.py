@@ -10,7 +10,7 @@ No clock and no sockets; what to send comes out as frames.
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -107,6 +107,10 @@ class Outlet:
     def is_busy(self) -> bool:
         """Whether the peer is still to get or to confirm something."""
         return bool(self.due or self.bulk or self.flight)
+
+    def buckets(self) -> Iterator[Bucket]:
+        """All that the peer is still to get or to confirm."""
+        return chain(self.due, self.bulk, (bucket for batch in self.flight.values() for bucket, _ in batch))
 
     def is_past(self, barrier: Barrier) -> bool:
         """Whether the peer has everything that was due when this was first asked of the barrier."""
@@ -285,6 +289,26 @@ class Replication:
 
     # When the ring changes.
 
+    def has_told(self, ring: Ring, gone: set[str]) -> bool:
+        """Whether every member, but for those that are gone, has all that it is to get."""
+        if self.is_surveying:
+            return False
+        members = ring.members.keys() - gone
+        return not any(outlet.is_busy for name, outlet in self.outlets.items() if name in members)
+
+    def is_last_to_know(self, ring: Ring, gone: set[str], now_ns: int) -> bool:
+        """Whether a bucket is due at members that are gone, and nowhere else.
+
+        They are back some time, or the ring gives it to others: as long as there are any, this node must not end.
+        """
+        if not ring.members.keys() - gone:
+            return False
+        due = (bucket for name in gone & self.outlets.keys() for bucket in self.outlets[name].buckets())
+        return any(
+            gone.issuperset(filter(None, ring.holders(key))) and self._engine.copy(rule, key, now_ns)
+            for rule, key in due
+        )
+
     def begin_survey(self, ring: Ring) -> None:
         """Look at every bucket, have it sent to holders that may not have it, and then forget what is not held here.
 
@@ -327,8 +351,8 @@ class Replication:
 
     def _send_on(self, bucket: Bucket, now_ns: int) -> None:
         *before, now = [ring.holders(bucket[1]) for ring in self._rings]
-        if all(self._node_id not in holders for holders in before):
-            return
+        if not self.is_leaving and all(self._node_id not in holders for holders in before):
+            return  # a node that leaves may be the last to know of it, though
         for name in now:
             if name is None or name == self._node_id:
                 continue

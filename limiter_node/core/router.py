@@ -278,7 +278,8 @@ class Router:
         """Go by this node's ring."""
         owner = self.ring.owner(forward.check.key)
         if owner == self.node_id:
-            outcome = self.keeper.decide(forward.check, now_ns, for_peer=forward.for_peer)
+            check, expires_ns = forward.check, forward.expires_ns
+            outcome = self.keeper.decide(check, now_ns, for_peer=forward.for_peer, expires_ns=expires_ns)
             if isinstance(outcome, Forward):
                 outcome.reply = forward.reply
             else:

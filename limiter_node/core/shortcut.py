@@ -40,15 +40,15 @@ class Shortcut:
         owner = router.ring.owner(key)
         if owner != router.node_id:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
-        if (
-            now_ns >= self._keeper.free_until_ns
-            or engine.sync_rules
-            or key in engine.entries
-            or rule.rule.shadow
-            or rule.gate
-        ):
+        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or key in engine.entries or rule.rule.shadow:
             return None
         grant = rule.default.grant(key, now_ns)
+        gate = rule.gate
+        if gate is not None and grant is not None:
+            gate.offer(rule.priority)
+            retry_ns = gate.admit(rule.priority, now_ns)
+            if retry_ns:
+                return rule.default.turned_away(key, 1, retry_ns, now_ns)
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
         return grant

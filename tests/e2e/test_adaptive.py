@@ -10,25 +10,38 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet, metric, say
-from tests.harness import Answer, HttpClient, NodeProcess, check, eventually, get_json, request
+from tests.harness import Answer, HttpClient, NodeProcess, check, eventually, get_json, request, split_address
+from tests.relay import Relay
 
-GOOD = [{"latency_ms": 50, "status": 200, "count": 10}]
-BAD = [{"latency_ms": 2000, "status": 200, "count": 7}, {"latency_ms": 2000, "status": 500, "count": 3}]
+GOOD = ((50, 200),)
+BAD = ((2000, 200), (2000, 500), (2000, 200))
+"""Latencies (ms) and statuses of the outcomes that are reported, in turn."""
+
 PACE_S = 0.05
 
 
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    with EtcdProcess() as etcd, Fleet(etcd, args=PATIENT) as running:
-        eventually(lambda: leader_of(running), what="a leader")
-        yield running
+def relays() -> dict[str, Relay]:
+    """The ways to etcd, by node."""
+    return {}
+
+
+@pytest.fixture
+def fleet(relays: dict[str, Relay]) -> Iterator[Fleet]:
+    with EtcdProcess() as etcd, ExitStack() as ways:
+        host, port = split_address(etcd.url.removeprefix("http://"))
+        relays.update({f"n{number}": ways.enter_context(Relay((host, port))) for number in (1, 2, 3)})
+        urls = [f"http://127.0.0.1:{relay.port}" for relay in relays.values()]
+        with Fleet(etcd, args=PATIENT, ways=urls) as running:
+            eventually(lambda: leader_of(running), what="a leader")
+            yield running
 
 
 def leader_of(fleet: Fleet) -> NodeProcess | None:
@@ -47,10 +60,10 @@ def multipliers(fleet: Fleet, name: str = "orders") -> list[float]:
 
 
 class Callers:
-    """Callers of a backend: they check and report, ten of each every 50 ms, in turn at these nodes."""
+    """Callers of a backend: ten checks every 50 ms, in turn at these nodes, and an outcome for each that is allowed."""
 
     def __init__(self, nodes: list[NodeProcess], backend: str = "orders") -> None:
-        self.outcomes: list[dict[str, Any]] | None = GOOD
+        self.outcomes: tuple[tuple[int, int], ...] | None = GOOD
         self.checked = 0
         self._nodes = nodes
         self._backend = backend
@@ -63,11 +76,15 @@ class Callers:
         while not self._stop.wait(PACE_S):
             client = clients[turn % len(clients)]
             turn += 1
+            outcomes = []
             for number in range(10):
-                client.check("calls", f"user:{(turn * 10 + number) % 500}")
+                allowed = client.check("calls", f"user:{(turn * 10 + number) % 500}").body["allowed"]
                 self.checked += 1
-            if self.outcomes is not None:
-                answer = client.request("POST", "/v1/report", report_of(self._backend, self.outcomes))
+                if allowed and self.outcomes is not None:
+                    latency_ms, status = self.outcomes[self.checked % len(self.outcomes)]
+                    outcomes.append({"latency_ms": latency_ms, "status": status})
+            if outcomes:
+                answer = client.request("POST", "/v1/report", report_of(self._backend, outcomes))
                 assert answer.status == 202
         for client in clients:
             client.close()
@@ -125,8 +142,10 @@ def test_limits_shrink_while_a_backend_suffers_and_grow_back(fleet: Fleet) -> No
     assert {"overload", "normal"} <= {event["state"] for event in events}
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_another_node_leads_when_the_leader_is_lost_and_nothing_jumps(fleet: Fleet, how: str) -> None:
+@pytest.mark.parametrize("how", ["killed", "frozen", "cut off"])
+def test_another_node_leads_when_the_leader_is_lost_and_nothing_jumps(
+    fleet: Fleet, relays: dict[str, Relay], how: str
+) -> None:
     lost = eventually(lambda: leader_of(fleet), what="a leader")
     assert lost is not None
     others = [node for node in fleet.nodes if node is not lost]
@@ -136,8 +155,10 @@ def test_another_node_leads_when_the_leader_is_lost_and_nothing_jumps(fleet: Fle
         began = time.monotonic()
         if how == "killed":
             lost.kill()
-        else:
+        elif how == "frozen":
             lost.pause()
+        else:
+            relays[str(lost.node_id)].cut()
         jumps = []
         while metric(others[0], "limiter_leader") + metric(others[1], "limiter_leader") < 1:
             jumps.append(abs(backend_at(others[0])["multiplier"] - before))
@@ -148,7 +169,8 @@ def test_another_node_leads_when_the_leader_is_lost_and_nothing_jumps(fleet: Fle
         say(f"another leads after {took_s:.1f} s, largest jump {max(jumps):.3f}")
         assert took_s < 10.0
         assert max(jumps) <= 0.1
-        if how == "frozen":
+        if how != "killed":
+            relays[str(lost.node_id)].join()
             lost.resume()
             eventually(lambda: metric(lost, "limiter_leader") == 0, 5.0, "the old leader to see it")
             assert published(fleet)["term"] > term

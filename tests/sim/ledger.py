@@ -73,7 +73,7 @@ class Account:
         self.meter.advance(self.holder.now_ns, now.slope)
         if not self.meter.level:
             self.slack = self.lag_units = 0
-        self.fastest = 0
+        self.fastest = now.slope
         self.true_ns = self.holder.world.now_ns
 
     @property
@@ -97,6 +97,7 @@ class Account:
         self.holder, self.life = node, node.lives
         # The copy was kept on whichever node decides now, by what that one had been told.
         self.advance(Numbers(now.capacity, max(now.slope, self.fastest)))
+        self.fastest = now.slope
 
     def _has_lost_holder(self) -> bool:
         """Whether the holder could not tell: it is dead or frozen, or was cut off from so many that it had to stop."""

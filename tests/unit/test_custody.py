@@ -235,6 +235,17 @@ def test_checks_for_a_peers_help_go_on_alone_while_this_node_has_no_right_of_its
     assert custody.take_ready(as_replica_only=False) == [own]
 
 
+def test_a_check_does_not_wait_for_the_deadline_of_one_that_came_before() -> None:
+    custody = whole()
+    custody.begin(RINGS["abc"], {"b"}, missed=True)
+    first, second = forward(MINE, 100), forward(MINE, 50)
+    custody.park(MINE, first)
+    custody.park(MINE, second)
+    assert custody.take_late(50) == [second]
+    assert custody.take_late(99) == []
+    assert custody.take_late(100) == [first]
+
+
 def test_a_check_whose_deadline_has_passed_waits_no_more_and_the_others_do() -> None:
     custody = whole()
     custody.begin(RINGS["abc"], {"b", "c"}, missed=True)

@@ -267,6 +267,15 @@ def test_callers_that_report_half_are_not_throttled_and_those_that_report_little
     assert little.in_flight == 0
 
 
+def test_checks_from_before_the_first_report_are_not_held_against_the_reports() -> None:
+    one = gate(slo_ms=500)
+    assert admitted(one, 5, 5_000) == 5_000
+    one.take_load(NS)
+    now_ns = served(one, 50, 15, now_ns=2 * NS)
+    assert one.guard.ratio == pytest.approx(1, abs=0.1)
+    assert dying(one, 50, 3, now_ns) < 100
+
+
 def test_callers_that_never_report_have_no_guard() -> None:
     assert admitted(gate(slo_ms=500), 5, 10_000, 0, MS) == 10_000
 

@@ -106,6 +106,7 @@ class Node:
         self.mute: set[str] = set()  # peers that answer nothing
         self.withholds: set[str] = set()  # peers that have not told all yet
         self.silent: dict[str, list[str]] = {}  # whom each peer hears nothing of
+        self.sent: dict[str, set[tuple[str, str]]] = {}  # buckets, by who has confirmed them
         self.known: list[Copy] = []  # what all peers know of buckets that are pulled
 
     def set_ring(self, ring: Ring) -> None:
@@ -137,7 +138,8 @@ class Node:
             case Ping(id=number):
                 released = name not in self.withholds
                 self.reply(name, Pong(number, revision, True, released, self.silent.get(name, [])))
-            case Copies(id=number):
+            case Copies(id=number, copies=copies):
+                self.sent[name] = self.sent.get(name, set()) | {(copy.rule, copy.key) for copy in copies}
                 self.reply(name, Ack(number, revision))
             case Pull(id=number, wanted=wanted):
                 self.reply(name, Pulled(number, [copy for copy in self.known if (copy.rule, copy.key) in wanted]))
@@ -376,6 +378,14 @@ def test_a_parked_check_is_given_up_in_time_for_whoever_asked(node: Node, for_pe
     assert node.keeper.take_homeless(node.now_ns + wait_ns - 1) == ([], [])
     assert node.keeper.take_homeless(node.now_ns + wait_ns) == ([], [forward])
     assert node.keeper.take_homeless(node.now_ns + wait_ns) == ([], [])
+
+
+def test_a_check_that_has_waited_elsewhere_waits_here_no_longer_than_is_left_to_it(node: Node) -> None:
+    node.lapse()
+    forward = node.keeper.decide(Check("api", MINE), node.now_ns, expires_ns=node.now_ns + 5)
+    assert isinstance(forward, Forward)
+    assert forward.deadline_ns == forward.expires_ns == node.now_ns + 5
+    assert node.keeper.take_homeless(node.now_ns + 5) == ([], [forward])
 
 
 def test_a_node_without_the_right_for_long_does_not_let_checks_wait_any_more(node: Node) -> None:
@@ -873,6 +883,38 @@ def test_a_node_that_leaves_does_not_wait_for_who_is_gone(node: Node) -> None:
     assert not node.keeper.has_handed_over(node.now_ns)
     node.silent = {"c": ["b"]}
     node.tick(SILENT_NS)
+    assert node.keeper.has_handed_over(node.now_ns)
+
+
+def test_a_node_that_leaves_waits_for_who_is_gone_when_nobody_else_would_know() -> None:
+    node = Node()
+    node.join("abcd")
+    alone = key_of("a", "b", "abcd", bcd="b")
+    replica, other = ("c", "d") if ring_of("bcd").replica(alone) == "c" else ("d", "c")
+    node.decide(alone, 30)
+    node.mute = {"b", replica}
+    node.silent = {other: ["b", replica]}
+    node.set_ring(ring_of("bcd", 8, leavers="a"))
+    node.tick(SILENT_NS + 2 * TICK_NS)
+    assert not node.keeper.has_handed_over(node.now_ns)
+    # The other one does not wait for that: whatever becomes its own, it will ask for.
+    assert node.ping(other, 8).released
+    node.set_ring(ring_of(other, 9, leavers="a"))
+    node.tick(2 * TICK_NS)
+    assert node.keeper.has_handed_over(node.now_ns)
+    assert ("api", alone) in node.sent[other]
+
+
+def test_a_node_that_leaves_does_not_wait_when_all_are_gone(node: Node) -> None:
+    node.decide(cost=30)
+    node.mute = {"b", "c"}
+    node.set_ring(ring_of("bc", 8, leavers="a"))
+    for name in "bc":
+        node.keeper.on_down(node.links[name], node.now_ns, refused_ns=node.now_ns)
+    node.tick(SILENT_NS)
+    for name in "bc":
+        node.keeper.on_down(node.links[name], node.now_ns, refused_ns=node.now_ns)
+    node.tick(2 * TICK_NS)
     assert node.keeper.has_handed_over(node.now_ns)
 
 

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from limiter_node.core.adaptive.baseline import sure_fraction, sure_p90_ms
+from limiter_node.core.adaptive.capacity import Capacity
+from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy, Signal
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.adaptive.shares import fractions
@@ -309,6 +311,76 @@ def test_fractions_go_down_with_rank_and_use_the_rate_up() -> None:
     assert abs(sum(shares[name] * wanted[int(name)] for name in shares) - 200) < 0.1
     assert fractions(1_000, wanted) == {"0": 1.0, "5": 1.0, "9": 1.0}
     assert fractions(10, [0.0] * 10) == {}
+
+
+def test_errors_that_stay_a_fixed_fraction_do_not_depend_on_the_load() -> None:
+    test = ErrorTest(0.5, 200)
+    verdicts = [test.step(210, 105, 1.0) for _ in range(3)]
+    assert False in verdicts
+    assert True not in verdicts
+
+
+def test_errors_that_end_with_the_cut_depend_on_the_load() -> None:
+    assert ErrorTest(0.5, 200).step(210, 10, 1.0) is True
+    assert ErrorTest(0.5, 200).step(1, 0, 1.0) is None
+    assert ErrorTest(0.5, 200).step(0, 0, 1.0) is None
+
+
+def test_a_latency_that_falls_when_less_is_admitted_is_a_queue() -> None:
+    test = DrainTest()
+    assert [test.wants(300, 50, 1.0, is_jammed=True) for _ in range(4)] == [False, False, False, True]
+    assert test.step(290) is None
+    assert test.step(100) is True
+    assert not any(test.wants(300, 50, 1.0, is_jammed=True) for _ in range(39))
+    assert test.wants(300, 50, 1.0, is_jammed=True)
+
+
+def test_a_latency_that_stays_when_less_is_admitted_is_no_queue() -> None:
+    test = DrainTest()
+    assert not any(test.wants(60, 50, 1.0, is_jammed=True) for _ in range(9))
+    assert any(test.wants(300, 50, 1.0, is_jammed=True) for _ in range(4))
+    assert [test.step(290) for _ in range(3)] == [None, None, False]
+    assert not test.is_running
+
+
+def test_capacity_is_tried_gently_where_it_was_seen_and_boldly_below_and_beyond() -> None:
+    capacity = Capacity()
+    capacity.begin(400)
+    capacity.measure(100)
+    for _ in range(20):
+        capacity.measure(100)
+    capacity.grow(100, is_guarded=False)
+    assert 100 < capacity.value < 105
+    capacity.doubt()
+    assert capacity.value < 75
+    capacity.begin(40)
+    values = []
+    for _ in range(12):
+        capacity.grow(capacity.value, is_guarded=False)
+        values.append(capacity.value)
+    assert values == sorted(values)
+    assert values[-1] > 10 * values[0]
+
+
+def test_a_wholly_blind_queue_is_drained_deep_and_its_capacity_doubted_at_last() -> None:
+    run = Run(min=0.001).healthy()
+    blind = load(400, answered=100, latency_ms=900, timeouts=300, in_flight=0)
+    rates = [run.tick(blind).rate or 400 for _ in range(12)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] <= 0.2 * 400
+    assert rates[-1] < rates[2]
+
+
+def test_a_queue_that_a_drain_confirms_is_told_from_a_slow_dependency() -> None:
+    run = Run(slo_ms=500.0).healthy()
+    states = []
+    for _ in range(40):
+        sent = min(run.last.rate or 400, 400)
+        latency_ms = 200 if sent > 150 else 60
+        run.tick(load(400, admitted=sent, answered=min(sent, 200), latency_ms=latency_ms, in_flight=0))
+        states.append(run.last.state)
+    assert "normal" not in states
+    assert run.last.multiplier < 0.8
 
 
 @pytest.mark.parametrize("multiplier", [5e-324, 1e-12, 1.0])

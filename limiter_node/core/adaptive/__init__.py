@@ -4,10 +4,13 @@ evidence   what is known of a backend: load seen by nodes, outcomes, signals; me
 sketch     latencies as a mergeable sketch with quantiles within 1 %
 law        the controller's law: evidence in, a decision a second out
   view       what it sees at a tick
+  symptoms   how bad that is
+  capacity   what the backend is taken to be able to answer
   baseline   what is normal for the backend
   diagnosis  two tests against a wrong diagnosis
   shares     a rate divided among priorities
 gate       a node's part: who is let through
   ration     its share of the decided rate, by priority
   guard      its own bound of what is out at the backend
+  pace       turns per second
 """

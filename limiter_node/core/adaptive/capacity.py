@@ -14,7 +14,8 @@ GUARDED_TICKS = 6
 turn away too much for a moment must not become a cut for all, nor one second's noise a promise."""
 
 GUARDED_STEP = 0.93
-"""The most that is taken back in such a tick."""
+UNHELD_STEP = 0.85
+"""The most that is taken back in such a tick, while they hold the latency and while they do not."""
 
 WEIGHT_UP = 0.7
 WEIGHT_DOWN = 0.4
@@ -24,12 +25,15 @@ UNKNOWN_STEP = 0.7
 """A tick, while most outcomes are timeouts: then nothing can be read off the answers."""
 
 GROWTH_START = 0.02
+GROWTH_FACTOR = 1.5
+GROWTH_MAX = 1.0
+"""A tick: 2 % more, then 3 %, up to twice as much."""
+
 GROWTH_NEAR_GUARDED = 0.25
 PAST_CEILING = 1.3
 GROWTH_START_GUARDED = 0.5
-GROWTH_FACTOR = 1.5
-GROWTH_MAX = 1.0
-"""A tick. Where guards on the nodes catch what is too much, trying costs little."""
+"""Where guards on the nodes catch what is too much, trying costs little: a quarter up to 1.3 times the ceiling, half
+and more beyond."""
 
 BELOW_CEILING = 0.95
 BELOW_GROWTH = 0.5
@@ -45,10 +49,10 @@ class Capacity:
         self._growth = GROWTH_START
         self._guarded: deque[float] = deque(maxlen=GUARDED_TICKS)
 
-    def begin(self, value: float, ceiling: float = 0.0) -> None:
+    def begin(self, value: float) -> None:
         """Start anew, from what is known now."""
         self.value = value
-        self._ceiling = ceiling
+        self._ceiling = 0.0
         self._growth = GROWTH_START
         self._guarded.clear()
 
@@ -62,9 +66,10 @@ class Capacity:
         """Remember a tick under guards."""
         self._guarded.append(answers_s)
 
-    def follow(self) -> None:
-        """Take what was answered while guards held the queue short."""
-        self.value = max(sorted(self._guarded)[-2:][0], GUARDED_STEP * self.value)
+    def follow(self, *, is_held: bool) -> None:
+        """Take what was answered while guards held the queue short, or tried to."""
+        step = GUARDED_STEP if is_held else UNHELD_STEP
+        self.value = max(sorted(self._guarded)[-2:][0], step * self.value)
         self._ceiling = self.value
         self._growth = GROWTH_START
 

@@ -1,23 +1,22 @@
 """A node's own guard of a backend: how many checks may be out and not yet reported, by Little's law.
 
-    out    <- out + ratio per admitted check - 1 per reported outcome, and leaks towards the sum of latencies per second
-    calm:     limit = max(x + 2 sqrt(x), mean + 4 sigma of `out` in health) + 2,    x = answers per second * target
-    tight:    limit = x + 2 sqrt(x) * clamp(2 - 2 latency / target, 0, 1)
-    target =  max(0.6 objective, 1.5 normal mean latency)         tight: the recent mean latency is above it
+    out     <- out + ratio per admitted check - 1 per reported outcome, and leaks towards what the latencies add up to
+    target  =  max(0.5 objective, 1.5 normal mean latency)                          x = answers per second * target
+    calm:      limit = max(1.8 x + 2 sqrt(1.8 x), mean + 4 sigma of `out` in health) + 2
+    tight:     limit = x min(target / latency, 1) + sqrt(x) (0.5 + 2 clamp(1 - latency / target, 0, 1)), and a pace of
+               1.5 limit / latency
 
-A queue in front of the backend shows in `out` before it shows in any latency, so the guard acts within a round trip.
-A limit below what the backend can do lowers its latency, and at a latency below the target the limit admits more than
-is answered, so that the rate grows by their ratio every round until the latency is the target: the guard lets go by
-itself.
+Times are tight from the moment that answers are later than the target while more is admitted than answered, or far too
+late, until a few in a row are quick. A queue shows in `out` before it shows in any latency. A limit below what the
+backend can do lowers the latency, and below the target the limit is more than what is out, so that the rate grows every
+round until the latency is the target: the guard lets go by itself.
 
 Outcomes carry no check's name. Where they come back to the node that admitted, `out` is what is in flight; where a load
-balancer spreads them it is a random walk about this node's part of it, which the leak ties down: nodes at their limits
-admit one check for each outcome, so that what all have in flight stays, and the leak steers that to the target. How far
-`out` strays while all is well is learned, and the calm limit lies above that, so that noise throttles nobody. Close to
-the target no margin is left, because the margins of 24 nodes add up to a queue. Callers that report a part of what they
-do are known by the ratio, learned in health too.
+balancer spreads them it is a random walk, which the leak and the pace tie down. How far it strays in health is learned,
+and the calm limit lies above that, so that noise throttles nobody; close to the target there is next to no margin, as
+the margins of 24 nodes add up to a queue. Callers that report a part of what they do are known by the ratio.
 
-Invariant: a check is let through when nothing is out. Time comes in as an argument, nothing decides by chance.
+Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ SHUT_TAU_S = 1.5
 """When nothing is admitted where three would have been, the rate falls no faster than this: it must not take the limit
 with it before an error in `out` has leaked away."""
 
-LATEST_COUNTS = 4
+LATEST_COUNTS = 3
 RELAX_COUNTS = 3
 RELAX_TAU_S = 0.1
-"""Tight times may end by the latest 4 outcomes, or those of the last 0.1 s: what is lost by ending too early is seen at
-once, and what is lost by waiting is all that probes would have to bring, one at a time."""
+"""Tight times begin by the latest 3 outcomes, or those of the last 0.1 s, and end by as many quick ones in a row. To
+end too early is seen at once; to wait costs all that probes have to bring, one at a time."""
 
 LEAK_TAU_S = 1.0
 """Of `out`. Spread reports make it stray by sqrt(rate * tau); a queue that grows for less than this is seen in full."""
@@ -104,9 +103,9 @@ PROBE_MAX_NS = 10 * NS
 every 10 s, so that a backend that was hung for long, and shut off, is found to be back."""
 
 TIGHT_SIGMAS = 0.5
-EASE = 1.0
 MARGIN_SIGMAS = 2.0
-"""Of a Poisson count, where the latency leaves room."""
+"""Of a Poisson count: always, and where the latency leaves room. The first makes nodes that have little gain on those
+that have much."""
 
 HARD_TARGET = 1.8
 """Times the target, 0.9 of the objective: so late it is tight whatever the answers do. Between the two it is only while
@@ -114,7 +113,7 @@ more is admitted than answered: a slow dependency answers as many as it gets, an
 
 GROWTH_TAU_S = 0.5
 GROWTH_SIGMAS = 3.0
-"""Of Poisson's noise in admitted minus answered, over a second."""
+"""Of Poisson's noise in admitted minus answered, leaking."""
 
 DENIED_NS = 200_000_000
 """The same is told by checks that the guard has turned away within so long: a few steps."""
@@ -181,7 +180,7 @@ class Guard:
         self._mean_out = 0.0  # of `out`, averaged like `busy`
         self._lately = 0.0  # outcomes to be expected of what was admitted within the horizon
         self._pace = Pace()  # of checks, whatever is out
-        self._known_rate = 0.0  # of answers, while reports came in
+        self._known_rate = 0.0  # checks admitted per second while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
         self._first_ns = 0  # first report
@@ -249,7 +248,10 @@ class Guard:
     def step(self, admitted: int, now_ns: int) -> None:
         """Work out the limit if it is time; `admitted` counts all checks that this node ever admitted."""
         span_ns = now_ns - self._step_ns
-        if span_ns < STEP_NS or not self._reports:
+        if not self._reports:
+            self._admitted, self._step_ns = admitted, now_ns  # what was admitted before the first report stays unknown
+            return
+        if span_ns < STEP_NS:
             return
         span_s = min(span_ns / NS, RATE_TAU_MAX_S)
         self._step_ns = now_ns
@@ -372,7 +374,7 @@ class Guard:
                 latency_ms = min(latency_ms, self._latest / self._latest_count)
             ease = max(target_ms, 1e-3) / max(latency_ms, 1e-3)  # no target: only refusals were ever reported
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
-            self.limit = expected * min(ease**EASE, 1.0) + margin * sqrt(expected)
+            self.limit = expected * min(ease, 1.0) + margin * sqrt(expected)
             # One answer in time is reason enough for a check a second.
             least = min(float(self._good_run), 1.0)
             self.limit = max(self.limit, least)

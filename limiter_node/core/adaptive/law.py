@@ -3,15 +3,16 @@
 What is controlled is an absolute rate R of admitted checks; m = R / L is published, where L is the demand of the time
 before the cut. L is raised with demand and never falls with it, as the cut itself lowers the demand.
 
-    score    s = max(sure p90 / target, 1.3 errors / error_rate_max, 2 if timeouts);  enter at s >= 1 twice, s >= 2 once
-    capacity C follows the answers per second while there is more demand than that; grows by g a tick while all is well
-    backlog  q = in flight - answers * normal latency - sqrt(...)                                             (Little)
-    rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C];   1.15 C while the guards hold the latency
+    score    s: how bad the worst symptom is (`symptoms`);  enter at s >= 1 twice, or at s >= 2 once
+    capacity C follows the answers per second while checks wait, grows while all is well (`capacity`)
+    backlog  q = in flight - answers * normal latency - margin                                                 (Little)
+    rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C]
+             R = 1.15 C where guards hold the latency, less the later it is, and at least 0.2 L
     end      well, and a tenth above demand, for 5 s
 
 Cuts are anchored on what was answered, never on the m before, so that ticks during the dead time do not compound. The
-guards on the nodes are quicker and hold the latency; while they do, the law yields: it keeps to the order of priorities
-and the published number, and lets them have the last fifteenth. Before it believes in a cut it tests it (`diagnosis`).
+guards on the nodes are quicker and hold the latency; while they do, the law yields: it keeps the order of priorities
+and the published number, and leaves the last of it to them. Before it believes in a cut it tests it (`diagnosis`).
 
 Invariants: min <= m <= 1; in state "normal" m is 1 and nothing is bounded; without news m and R never rise, but for
 the fallback that people chose, by 0.1 a minute.
@@ -273,11 +274,11 @@ class Law:
 
     def _follow_guards(self, view: View, symptoms: Symptoms, *, may_grow: bool) -> None:
         """The same where guards are the quicker: what they let through, or more, when it is not they who bind."""
-        if self._guards_bind(view):
-            if symptoms.score > HEALTHY:
-                self.capacity.follow()
+        if self._guards_bind(view) and symptoms.score > HEALTHY:
+            self.capacity.follow(is_held=symptoms.is_held)
         elif may_grow:
             self.capacity.grow(min(symptoms.answers_s, self.rate), is_guarded=True)
+            self.capacity.value = min(self.capacity.value, RELEASE_MARGIN * self.demand)
 
     def _guards_bind(self, view: View) -> bool:
         return view.is_guarded and view.admitted_s < GUARDS_BIND * min(view.wanted_s, self._enforced)
