@@ -45,6 +45,7 @@ events = st.one_of(
     st.tuples(st.just("rule"), st.none(), st.none() | documents),
     st.tuples(st.just("entry"), st.sampled_from(KEYS), entries),
     st.tuples(st.just("scale"), st.none(), st.sampled_from([0.01, 0.3333, 1.0])),
+    st.tuples(st.just("ration"), st.none(), st.sampled_from([0.0, 0.5, 0.5, 1.0])),
 )
 
 
@@ -70,6 +71,8 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
             if isinstance(grant, tuple):
                 (limit, window_s), remaining, reset_ns = grant
                 return Verdict(True, limit, remaining, reset_ns, 0, window_s)
+            if isinstance(grant, Verdict):
+                return grant
             outcome = node.check(Check("api", key), now_ns)
             return outcome if isinstance(outcome, Verdict) else None
         case "cost", key, cost:
@@ -83,6 +86,10 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
             engine.set_entry(key, document and parse_key_entry(key, document), now_ns)
         case "scale", _, multiplier:
             engine.backends.set_record("orders", parse_record("orders", {"multiplier": multiplier}), now_ns)
+            engine.rescale("orders", now_ns)
+        case "ration", _, fraction:
+            document = {"multiplier": 1.0, "priorities": {"5": fraction}}
+            engine.backends.set_record("orders", parse_record("orders", document), now_ns)
             engine.rescale("orders", now_ns)
     return None
 
@@ -101,6 +108,11 @@ def test_the_short_way_comes_to_what_the_long_one_does(document: dict[str, Any],
         assert short.engine.buckets == long.engine.buckets
     for key in KEYS:
         assert short.engine.inspect("api", key, now_ns) == long.engine.inspect("api", key, now_ns)
+    gates = [node.engine.backends.gate("orders") for node in (short, long)]
+    offered, wanted, admitted = ([getattr(gate, name) for gate in gates] for name in ("offered", "wanted", "admitted"))
+    assert offered[0] == offered[1]
+    assert wanted[0] == wanted[1]
+    assert admitted[0] == admitted[1]
 
 
 @pytest.fixture
@@ -151,3 +163,14 @@ def test_a_node_with_nobody_to_tell_notes_no_changes_and_one_with_peers_does(nod
     node.engine.has_copies = True
     assert shortcut.check("api", "l", 0)
     assert node.engine.take_changed() == [("api", "l")]
+
+
+def test_a_check_that_the_backend_takes_no_more_of_is_denied_the_short_way_too(node: Router) -> None:
+    node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3, "backend": "orders"}), 0)
+    shortcut = Shortcut(node)
+    assert shortcut.check("api", "k", 0) == ((3, 3), 2, S)
+    play(node, None, ("ration", None, 0.0), 0)
+    denied = shortcut.check("api", "k", 0)
+    assert isinstance(denied, Verdict)
+    assert (denied.allowed, denied.reason, denied.remaining, denied.reset_ns) == (False, "backend_overload", 2, S)
+    assert denied.retry_ns > 0
