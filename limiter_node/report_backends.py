@@ -45,7 +45,7 @@ def backend_gauges(node: Parts) -> dict[str, Reading]:
         ),
         "limiter_backend_state": Reading(
             "1 for the state that it is in: normal, overload, drain, recovery, hold, fallback, pinned, observe or off.",
-            lambda: {(name, node.engine.backends.state(name)): 1 for name in node.engine.backends.names()},
+            lambda: _by_state(node),
             label=("backend", "state"),
         ),
         "limiter_backend_signal_age_seconds": Reading(
@@ -134,6 +134,10 @@ def _ages_s(node: Parts) -> dict[tuple[str, ...], float]:
         for name in node.engine.backends.names()
         for source, heard_ns in _heard(node, name).items()
     }
+
+
+def _by_state(node: Parts) -> dict[tuple[str, ...], float]:
+    return {(name, node.engine.backends.state(name)): 1 for name in node.engine.backends.names()}
 
 
 def _by_backend(node: Parts) -> dict[tuple[str, ...], float]:
