@@ -205,7 +205,10 @@ class Ledger:
             return
         documents = self._documents[node.name]
         for account in self._held_by(node):
-            account.advance(self._numbers(account))
+            now = self._numbers(account)
+            # Copies elsewhere may have refilled faster in this stretch, by numbers that the holder hears of only now.
+            account.lag_units += max(0, account.fastest - now.slope) * (node.now_ns - account.meter.local_ns)
+            account.advance(now)
         self._note_lag(node, documents)
         self._note_slopes(documents)
         documents.take(key, value)
