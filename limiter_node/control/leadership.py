@@ -58,9 +58,12 @@ class Leadership:
             if self.term and revision > self.term:
                 self._step_down("its key is gone")
             return
-        self._missing.clear()
         self.leader = value.decode(errors="backslashreplace")
-        if self.term and self.leader != self._node_id:
+        if self.leader == self._node_id and not self.is_leader:
+            self._missing.set()  # it may have won without hearing of it: the answer was lost
+            return
+        self._missing.clear()
+        if self.term and self.leader != self._node_id and revision > self.term:
             self._step_down(f"{self.leader} leads")
 
     async def campaign(self) -> None:
@@ -68,7 +71,7 @@ class Leadership:
         await self._session.first_sync()
         while True:
             await self._missing.wait()
-            if not self.term and self._session.lease_id:
+            if not self.is_leader and self._session.lease_id:
                 with suppress(LinkError):
                     await self._try()
             await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1))
@@ -80,19 +83,31 @@ class Leadership:
             rpc.TxnRequest(
                 compare=[_compare(key, rpc.Compare.CREATE, create_revision=0)],
                 success=[rpc.RequestOp(request_put=put)],
+                failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=key))],
             )
         )
         if answer.succeeded:
-            self.term, self._lease_id = answer.header.revision, lease_id
-            self.leader = self._node_id
-            self._missing.clear()
-            log.info("leading: this node is the controller", term=self.term)
+            self._lead(answer.header.revision, lease_id)
+            return
+        for found in answer.responses[0].response_range.kvs:
+            # An earlier try of this node has succeeded, and only its answer was lost.
+            if (found.value, found.lease) == (self._node_id.encode(), lease_id):
+                self._lead(found.create_revision, lease_id)
+
+    def _lead(self, term: int, lease_id: int) -> None:
+        self.term, self._lease_id = term, lease_id
+        self.leader = self._node_id
+        self._missing.clear()
+        log.info("leading: this node is the controller", term=self.term)
 
     async def write(self, key: str, value: bytes, mod_revision: int | None) -> bool:
         """Put a key, if this node still leads and nobody has changed the key since that revision (0: it is missing).
 
         Raises `LinkError` when etcd does not answer.
         """
+        if not self.term:
+            self.refused += 1
+            return False  # to ask for a term of 0 would be to ask that nobody leads
         raw = self._session.raw_key(key)
         compare = [_compare(self._session.raw_key(KEY), rpc.Compare.CREATE, create_revision=self.term)]
         if mod_revision is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,7 +60,7 @@ def parse_scrape(body: bytes, poll: Poll) -> Scrape:
             for sample in family.samples:
                 labels = dict(sample.labels)
                 if poll.latency and sample.name == f"{poll.latency}_bucket":
-                    bound = float(labels.pop("le", "nan"))
+                    bound = _bound(labels.pop("le"))
                     scrape.buckets[tuple(sorted(labels.items())), bound] = float(sample.value)
                 elif poll.requests and sample.name in (poll.requests, f"{poll.requests}_total"):
                     scrape.requests[tuple(sorted(labels.items()))] = float(sample.value)
@@ -105,9 +105,16 @@ def histogram_quantile(by_bound: dict[float, float], quantile: float) -> float:
     return 0.0
 
 
+def _bound(text: str) -> float:
+    bound = float(text)
+    if isnan(bound):
+        raise ValueError(f"a bucket up to {text}")
+    return bound
+
+
 def _growth(before: float, after: float) -> float:
     growth = after - before if after >= before else after
-    return growth if isfinite(growth) else 0.0
+    return max(growth, 0.0) if isfinite(growth) else 0.0
 
 
 def _is_error(labels: dict[str, str], poll: Poll) -> bool:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
 Multiplier = Annotated[float, msgspec.Meta(gt=0, le=1)]
+RATE_MAX = 1e12
+PerSecond = Annotated[float, msgspec.Meta(ge=0, le=RATE_MAX)]
+
+MULTIPLIER_MIN = 0.0001
+"""What is published has four digits, and is never 0."""
 
 Z_90 = 1.2816
 Z_99 = 2.3263
@@ -65,9 +70,9 @@ class MultiplierDoc(msgspec.Struct):
     multiplier: float
     state: str = "unknown"
     reason: str = ""
-    rate: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    rate: PerSecond | None = None
     priorities: dict[str, Fraction] = {}
-    hold_rate: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    hold_rate: PerSecond | None = None
     expires_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
     pinned: bool = False
     would: MultiplierDoc | None = None
@@ -87,7 +92,7 @@ class HealthDoc(msgspec.Struct, forbid_unknown_fields=True):
 
     latency_ms: LatencyDoc
     error_rate: Fraction = 0.0
-    throughput: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    throughput: PerSecond = 0.0
 
 
 class Poll(msgspec.Struct, frozen=True):
@@ -170,14 +175,15 @@ def parse_record(name: str, document: Any) -> Record:
 
 def record_json(decision: Decision, term: int, *, observed: bool) -> bytes:
     """The value of `multipliers/<backend>` for a decision; with `observed`, one that acts on nothing."""
-    document: dict[str, Any] = {"multiplier": round(decision.multiplier, 4), "state": decision.state}
+    multiplier = max(round(decision.multiplier, 4), MULTIPLIER_MIN)
+    document: dict[str, Any] = {"multiplier": multiplier, "state": decision.state}
     document["reason"] = decision.reason
     if decision.rate is not None:
-        document["rate"] = round(decision.rate, 2)
+        document["rate"] = min(round(decision.rate, 2), RATE_MAX)
     if decision.priorities:
         document["priorities"] = {name: round(part, 4) for name, part in decision.priorities.items()}
     if decision.hold_rate is not None:
-        document["hold_rate"] = round(decision.hold_rate, 2)
+        document["hold_rate"] = min(round(decision.hold_rate, 2), RATE_MAX)
         document["expires_ms"] = decision.expires_ms
     if observed:
         document = {"multiplier": 1.0, "state": "observe", "reason": decision.reason, "would": document}

@@ -211,7 +211,9 @@ class CheckApi:
             backends.reject(named_in_report(request.body), "report", problem.detail)
             raise
         if not backends.is_known(name):
-            raise Problem(404, f"backend: {name!r} does not exist", title="unknown backend")
+            unknown = Problem(404, f"backend: {name!r} does not exist", title="unknown backend")
+            backends.reject(name, "report", unknown.detail)
+            raise unknown
         gate = backends.gate(name)
         for latency_ms, kind, count in outcomes:
             gate.report(latency_ms, kind, count, request.now_ns)

@@ -13,7 +13,7 @@ import msgspec
 
 from limiter_node.core.errors import UNDECODABLE
 from limiter_node.core.model import COST_MAX, Check
-from limiter_node.core.rules import NAME_ALLOWED, key_problem
+from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
 from limiter_node.edge.answers import Problem
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ find_unplain = re.compile(f"[^{_PLAIN}]").search
 CHECK_FIELDS = "rule, key, cost, segment"
 _QUERY_FIELDS = frozenset({"rule", "key", "cost", "segment", "deny_status"})
 _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
-_FIELD_IN_ERROR = re.compile(r"(?:field `(.*?)`|`\$\.(\w+)\S*`)(?: - at `.*`)?$", re.DOTALL)
+_FIELD_IN_ERROR = re.compile(r"(?:field `(.*?)`|`\$\S*\.(\w+)\S*`)(?: - at `.*`)?$", re.DOTALL)
 
 
 def bad_field(field: str, what: str) -> Problem:
@@ -164,6 +164,8 @@ def decoded(body: bytes, decode: Callable[[bytes], Body], fields: str = CHECK_FI
 def decode_report(body: bytes) -> tuple[str, list[tuple[float | None, Kind, int]]]:
     """The backend, and its outcomes as (latency in ms, kind, count); raises `Problem` at the first that is no good."""
     report = decoded(body, _decode_report, "backend, outcomes; in an outcome latency_ms, status, count")
+    if not is_name(report.backend):
+        raise bad_field("backend", f"{report.backend!r} is not allowed")
     if not 1 <= len(report.outcomes) <= OUTCOMES_MAX:
         raise bad_field("outcomes", f"{len(report.outcomes)} outcomes")
     return report.backend, [_outcome(index, outcome) for index, outcome in enumerate(report.outcomes)]

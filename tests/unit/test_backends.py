@@ -170,6 +170,19 @@ def test_a_priority_in_a_record_is_0_to_9() -> None:
         parse_record("orders", {"multiplier": 1, "priorities": {"10": 0.5}})
 
 
+def test_a_record_is_one_that_is_read_back_whatever_the_law_has_come_to() -> None:
+    """Four digits of a tiny multiplier would be 0, which is none."""
+    decision = Decision(1e-9, "overload", "", rate=1e300, hold_rate=1e300, expires_ms=1)
+    record = parse_record("orders", decode_json(record_json(decision, 17, observed=False)))
+    assert (record.decision.multiplier, record.decision.rate) == (0.0001, 1e12)
+
+
+def test_rates_in_a_record_are_no_greater_than_any_fleet_has() -> None:
+    for field in ("rate", "hold_rate"):
+        with pytest.raises(BadRule, match=f"{field}: Expected float <= 1000000000000.0"):
+            parse_record("orders", {"multiplier": 1, field: 1e13})
+
+
 # Health.
 
 
@@ -197,6 +210,7 @@ def test_what_a_monitor_says_becomes_a_signal() -> None:
         ({}, "latency_ms: is required"),
         ({"latency_ms": {"p50": -1}}, "latency_ms.p50: Expected float >= 0.0"),
         ({"latency_ms": {}, "error_rate": 2}, "error_rate: Expected float <= 1.0"),
+        ({"latency_ms": {}, "throughput": 1e300}, "throughput: Expected float <= 1000000000000.0"),
         ({"latency_ms": {}, "up": True}, "up: unknown field"),
     ],
 )

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import TYPE_CHECKING
+
+import pytest
+
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Policy
 from limiter_node.core.adaptive.gate import Gate
+
+if TYPE_CHECKING:
+    from limiter_node.core.adaptive.guard import Kind
 
 NS = 1_000_000_000
 MS = 1_000_000
@@ -259,6 +267,15 @@ def test_callers_that_report_half_are_not_throttled_and_those_that_report_little
     assert little.in_flight == 0
 
 
+def test_checks_from_before_the_first_report_are_not_held_against_the_reports() -> None:
+    one = gate(slo_ms=500)
+    assert admitted(one, 5, 5_000) == 5_000
+    one.take_load(NS)
+    now_ns = served(one, 50, 15, now_ns=2 * NS)
+    assert one.guard.ratio == pytest.approx(1, abs=0.1)
+    assert dying(one, 50, 3, now_ns) < 100
+
+
 def test_callers_that_never_report_have_no_guard() -> None:
     assert admitted(gate(slo_ms=500), 5, 10_000, 0, MS) == 10_000
 
@@ -283,3 +300,41 @@ def test_a_healthy_check_counts_itself() -> None:
         one.offer(priority)
         one.admit(priority, 0)
     assert one.offered == one.wanted == one.admitted == [1] * PRIORITIES
+
+
+def answered(one: Gate, seconds: int, kind: Kind, latency_ms: float | None, now_ns: int) -> tuple[int, int]:
+    """Have 50 checks a second come, those admitted reported after their latency; how many were, and when it ended."""
+    pending: deque[int] = deque()
+    let_in, end_ns, delay_ns = 0, now_ns + seconds * NS, round((latency_ms or 1) * MS)
+    while now_ns < end_ns:
+        while pending and pending[0] + delay_ns <= now_ns:
+            one.report(latency_ms, kind, 1, pending.popleft() + delay_ns)
+        if not one.admit(5, now_ns):
+            let_in += 1
+            pending.append(now_ns)
+        now_ns += NS // 50
+    return let_in, now_ns
+
+
+@pytest.mark.parametrize("slo_ms", [None, 250])
+@pytest.mark.parametrize("failure", [("refused", None), ("timeout", 1_000)])
+def test_a_backend_that_was_down_from_the_first_report_on_is_served_once_it_is_up(
+    slo_ms: float | None, failure: tuple[Kind, float | None]
+) -> None:
+    one = Gate(Policy(slo_ms=slo_ms), lambda: 0.5)
+    _, now_ns = answered(one, 30, *failure, 0)
+    _, now_ns = answered(one, 30, "ok", 20, now_ns)
+    assert answered(one, 10, "ok", 20, now_ns)[0] == 500
+
+
+@pytest.mark.parametrize("slo_ms", [None, 250])
+def test_a_backend_that_was_hung_for_long_is_tried_every_ten_seconds_and_found_to_be_back(
+    slo_ms: float | None,
+) -> None:
+    one = Gate(Policy(slo_ms=slo_ms), lambda: 0.5)
+    _, now_ns = answered(one, 60, "ok", 20, 0)
+    _, now_ns = answered(one, 60, "timeout", 1_000, now_ns)
+    tried, now_ns = answered(one, 120, "timeout", 1_000, now_ns)
+    assert 10 <= tried <= 30
+    _, now_ns = answered(one, 30, "ok", 20, now_ns)
+    assert answered(one, 10, "ok", 20, now_ns)[0] == 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from limiter_node.core.adaptive.baseline import sure_fraction, sure_p90_ms
 from limiter_node.core.adaptive.capacity import Capacity
@@ -13,6 +14,7 @@ from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Poli
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.adaptive.shares import fractions
 from limiter_node.core.adaptive.sketch import Sketch
+from limiter_node.core.backends import signal
 
 NS = 1_000_000_000
 MIX = {0: 0.2, 5: 0.3, 9: 0.5}
@@ -379,3 +381,16 @@ def test_a_queue_that_a_drain_confirms_is_told_from_a_slow_dependency() -> None:
         states.append(run.last.state)
     assert "normal" not in states
     assert run.last.multiplier < 0.8
+
+
+@pytest.mark.parametrize("multiplier", [5e-324, 1e-12, 1.0])
+@pytest.mark.parametrize("rate", [None, 0.0, 1e-300, 1e12])
+@pytest.mark.parametrize("throughput", [0.0, 1e12])
+def test_whatever_people_have_published_a_decision_follows(
+    multiplier: float, rate: float | None, throughput: float
+) -> None:
+    run = Run()
+    run.law.adopt(Decision(multiplier, "by hand", "", rate=rate))
+    told = signal("poll", 1e3, 1e4, 1e5, throughput=throughput, error_rate=0.3)
+    for found in [run.tick(load(100), told, times=5), run.tick(None, told, times=5), run.tick(times=5)]:
+        assert 0.05 <= found.multiplier <= 1 or found.state == "hold"

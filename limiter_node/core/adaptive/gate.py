@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy
 from limiter_node.core.adaptive.guard import RATIO_MIN, Guard
 from limiter_node.core.adaptive.ration import Ration
-from limiter_node.core.adaptive.sketch import Sketch
+from limiter_node.core.adaptive.sketch import LATENCY_MAX_MS, Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,12 @@ class Gate:
         return 0
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
-        """Take outcomes reported at this node; a refusal without an answer ("error") has no latency."""
+        """Take outcomes reported at this node; a refusal without an answer ("error") has no latency.
+
+        Latencies of more than a day count as a day: sums of them stay numbers.
+        """
+        if latency_ms is not None:
+            latency_ms = min(latency_ms, LATENCY_MAX_MS)
         self._outcomes[kind] += count
         if latency_ms is not None and kind != "timeout":
             self._latency.add(latency_ms, count)

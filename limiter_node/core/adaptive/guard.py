@@ -98,7 +98,9 @@ that is missing it is the reports that are lost. The node goes on as before, and
 
 PROBE_NS = NS
 PROBE_COUNTS = 10
-"""A check is let through when none was for a second or the time of ten, whatever is believed to be out."""
+PROBE_MAX_NS = 10 * NS
+"""A check is let through when none was for a second or the time of ten, whatever is believed to be out; at least
+every 10 s, so that a backend that was hung for long, and shut off, is found to be back."""
 
 TIGHT_SIGMAS = 0.5
 MARGIN_SIGMAS = 2.0
@@ -232,7 +234,7 @@ class Guard:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
         if not self.is_on or (self._pace.per_s == inf and self.out < 0.5):
             return False
-        if self._idle_ns > max(PROBE_NS, PROBE_COUNTS * NS / (self._known_rate + 1e-3)):
+        if self._idle_ns > min(max(PROBE_NS, PROBE_COUNTS * NS / (self._known_rate + 1e-3)), PROBE_MAX_NS):
             self._idle_ns = 0
             return False
         if self.out >= 0.5 and self.out + jitter > self.limit * TIERS[priority]:
@@ -246,7 +248,10 @@ class Guard:
     def step(self, admitted: int, now_ns: int) -> None:
         """Work out the limit if it is time; `admitted` counts all checks that this node ever admitted."""
         span_ns = now_ns - self._step_ns
-        if span_ns < STEP_NS or not self._reports:
+        if not self._reports:
+            self._admitted, self._step_ns = admitted, now_ns  # what was admitted before the first report stays unknown
+            return
+        if span_ns < STEP_NS:
             return
         span_s = min(span_ns / NS, RATE_TAU_MAX_S)
         self._step_ns = now_ns
@@ -295,8 +300,8 @@ class Guard:
     def _judge(self, now_ns: int) -> None:
         """Settle whether times are tight."""
         if not self.is_on:
-            if self._reports < WARM_REPORTS or now_ns - self._first_ns < WARM_NS:
-                return
+            if self._reports < WARM_REPORTS or now_ns - self._first_ns < WARM_NS or not self.target_ms:
+                return  # without a target, as when nothing but refusals was reported, every answer would be too late
             self.is_on = True
             self.out = self._mean_out = self._busy
         target_ms = self.target_ms
@@ -367,7 +372,7 @@ class Guard:
             latency_ms = self._late / self._late_count if self._late_count else target_ms
             if self._latest_count:
                 latency_ms = min(latency_ms, self._latest / self._latest_count)
-            ease = target_ms / max(latency_ms, 1e-3)
+            ease = max(target_ms, 1e-3) / max(latency_ms, 1e-3)  # no target: only refusals were ever reported
             margin = TIGHT_SIGMAS + MARGIN_SIGMAS * min(max(1 - 1 / ease, 0.0), 1.0)
             self.limit = expected * min(ease, 1.0) + margin * sqrt(expected)
             # One answer in time is reason enough for a check a second.

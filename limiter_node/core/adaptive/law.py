@@ -145,10 +145,10 @@ class Law:
         """Take over from the leader before, whose last decision this is."""
         self._adopted = decision
         self._adopted_ns = None
-        self._multiplier = decision.multiplier
+        self._multiplier = max(decision.multiplier, 1e-6)  # people may write what no law decides
         self.is_controlling = decision.multiplier < 1 or decision.rate is not None
         self.rate = decision.hold_rate or decision.rate or 0.0
-        self.demand = self.rate / decision.multiplier
+        self.demand = self.rate / self._multiplier
         self.capacity.begin(self.rate)
 
     def decide(self, load: Load | None, signal: Signal | None, now_ns: int) -> Decision:
