@@ -43,10 +43,15 @@ def backend_gauges(node: Parts) -> dict[str, Reading]:
             lambda: {name: gate.in_flight for name, gate in node.engine.backends.gates.items()},
             label="backend",
         ),
+        "limiter_backend_state": Reading(
+            "1 for the state that it is in: normal, overload, drain, recovery, hold, fallback, pinned, observe or off.",
+            lambda: {(name, node.engine.backends.state(name)): 1 for name in node.engine.backends.names()},
+            label=("backend", "state"),
+        ),
         "limiter_backend_signal_age_seconds": Reading(
-            "Since the backend was last heard of, by whatever source.",
-            lambda: {name: age for name in node.engine.backends.names() if (age := _age_s(node, name)) is not None},
-            label="backend",
+            "Since a source was last heard of the backend: report (at this node; the leader: at any), poll or health.",
+            lambda: _ages_s(node),
+            label=("backend", "source"),
         ),
     }
 
@@ -122,9 +127,13 @@ def _heard(node: Parts, name: str) -> dict[str, int]:
     return sources
 
 
-def _age_s(node: Parts, name: str) -> float | None:
-    heard = _heard(node, name)
-    return (clock.now_ns() - max(heard.values())) / 1e9 if heard else None
+def _ages_s(node: Parts) -> dict[tuple[str, ...], float]:
+    now_ns = clock.now_ns()
+    return {
+        (name, source): (now_ns - heard_ns) / 1e9
+        for name in node.engine.backends.names()
+        for source, heard_ns in _heard(node, name).items()
+    }
 
 
 def _by_backend(node: Parts) -> dict[tuple[str, ...], float]:
