@@ -58,7 +58,7 @@ class Act:
     async def play(self, picture: Path) -> Run:
         """Play to the end, show it, and write the picture."""
         clients = Clients(self._urls, asyncio.get_running_loop().time())
-        run = Run(WAY, PLAN, clients.shots, self._samples, reporter_said="")
+        run = Run(WAY, PLAN, clients.shots, self._samples, denied={}, reporter_said="")
         others = [
             asyncio.create_task(watch(self._admins, clients.now_s, self._samples)),
             asyncio.create_task(self._turn(clients)),

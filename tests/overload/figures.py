@@ -59,7 +59,6 @@ class Figures:
     cut_s: float | None  # after the overload's beginning: when the last node's multiplier was below CUT
     healthy_multiplier: float  # the lowest of any node
     lowest_multiplier: float
-    denied: dict[str, int]  # by cause, all nodes, whole run
     worst_lag_ms: float  # of the clients: sent after it was due
 
 
@@ -67,16 +66,11 @@ def figures(run: Run) -> Figures:
     """Work everything out."""
     plan = run.plan
     healthy = [sample for sample in run.samples if SETTLE_S <= sample.at_s < plan.overload_from_s]
-    denied: dict[str, int] = {}
-    for sample in {sample.node: sample for sample in run.samples}.values():  # the last of each node
-        for cause, count in sample.gate["denied"].items():
-            denied[cause] = denied.get(cause, 0) + count
     return Figures(
         sides={side: _side(run, side) for side in ("with", "without")},
         cut_s=_cut_s(run),
         healthy_multiplier=min(sample.multiplier for sample in healthy),
         lowest_multiplier=min(sample.multiplier for sample in run.samples),
-        denied=denied,
         worst_lag_ms=max(shot.sent_s - shot.due_s for shot in run.shots) * 1e3,
     )
 

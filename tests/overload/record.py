@@ -41,6 +41,7 @@ class Run:
     plan: Plan
     shots: list[Shot]
     samples: list[Sample]
+    denied: dict[str, dict[str, int]]  # checks that were turned away, by cause and segment
     reporter_said: str
 
 

@@ -73,10 +73,13 @@ def table(runs: Sequence[Run]) -> str:
 def notes(run: Run) -> str:
     """What has no column."""
     found = figures(run)
-    denied = ", ".join(f"{count} by {cause}" for cause, count in found.denied.items())
+    denied = ", ".join(
+        f"{cause} {' / '.join(str(count) for count in by_segment.values())}" for cause, by_segment in run.denied.items()
+    )
     return (
-        f"{run.way.name}: {run.way.title}; lowest multiplier {found.lowest_multiplier:.2f}; turned away: {denied};"
-        f" {run.reporter_said}; clients at most {found.worst_lag_ms:.0f} ms late"
+        f"{run.way.name}: {run.way.title}; lowest multiplier {found.lowest_multiplier:.2f}; turned away"
+        f" ({' / '.join(PRIORITIES)}) by {denied}; {run.reporter_said};"
+        f" clients at most {found.worst_lag_ms:.0f} ms late"
     )
 
 

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.etcd_process import EtcdProcess, free_ports
-from tests.fleet import PATIENT, Fleet
+from tests.fleet import PATIENT, Fleet, metric
 from tests.harness import ROOT, NginxProcess, clean_environment, eventually, get_json, request
 from tests.overload.clients import Clients, arrivals
 from tests.overload.front import SIDES, http_config, server_config
 from tests.overload.record import Run, Sample, watch
-from tests.overload.scenario import BACKEND, RULE, RULE_DOCUMENT, Mode, Plan, Way
+from tests.overload.scenario import BACKEND, PRIORITIES, RULE, RULE_DOCUMENT, Mode, Plan, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.overload.clients import Shot
+
+CAUSES = ("priority", "rate", "guard")
+"""Why a node turns a check away: the published fraction of its priority, the published rate, the node's own guard."""
 
 
 class Child:
@@ -121,9 +124,21 @@ def backend_options(port: int, plan: Plan) -> list[str]:
 def perform(way: Way, plan: Plan) -> Run:
     """Play health, overload and recovery once on a stage of its own."""
     with stage(plan) as running:
-        run = asyncio.run(_play(running, way, plan))
+        shots, samples = asyncio.run(_play(running, way, plan))
         running.reporter.stop()
-        return Run(way, plan, *run, reporter_said=running.reporter.said().splitlines()[-1])
+        return Run(way, plan, shots, samples, denied(running.fleet), running.reporter.said().splitlines()[-1])
+
+
+def denied(fleet: Fleet) -> dict[str, dict[str, int]]:
+    """What the nodes have turned away, by cause and segment."""
+    name = "limiter_backend_denied_checks_total"
+    return {
+        cause: {
+            segment: round(sum(metric(node, name, cause=cause, priority=str(priority)) for node in fleet.nodes))
+            for segment, priority in PRIORITIES.items()
+        }
+        for cause in CAUSES
+    }
 
 
 async def _play(running: Stage, way: Way, plan: Plan) -> tuple[list[Shot], list[Sample]]:

@@ -161,10 +161,9 @@ def made_up(latency_s: float, status: int, multiplier: float) -> Run:
         is_overload = 10 <= due_s < 20
         outcome = (latency_s, status) if is_overload else (0.05, 200)
         shots += [Shot(side, name, due_s, due_s, *outcome) for side in ("with", "without") for name in SHARES]
-        gate = {"denied": {"guard": tenth}}
         told = multiplier if 11 <= due_s < 20 else 1.0
-        samples += [Sample(due_s, node, told, "", gate, None, "") for node in ("n1", "n2")]
-    return Run(WAYS["capacity"], plan, shots, samples, "")
+        samples += [Sample(due_s, node, told, "", {}, None, "") for node in ("n1", "n2")]
+    return Run(WAYS["capacity"], plan, shots, samples, {}, "")
 
 
 def test_answers_after_the_objective_are_not_good_and_all_is_well_again_at_the_end() -> None:
@@ -172,7 +171,6 @@ def test_answers_after_the_objective_are_not_good_and_all_is_well_again_at_the_e
     assert found.sides["with"].overload.goodput_s == 0
     assert found.sides["with"].back_s == 0
     assert (found.cut_s, found.healthy_multiplier, found.lowest_multiplier) == (1.0, 1.0, 0.6)
-    assert found.denied == {"guard": 598}
 
 
 def test_errors_of_the_backend_are_served_and_not_good() -> None:
