@@ -14,7 +14,7 @@ from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Poli
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.adaptive.shares import fractions
 from limiter_node.core.adaptive.sketch import Sketch
-from limiter_node.core.backends import signal
+from limiter_node.core.backends import parse_health, signal
 
 NS = 1_000_000_000
 MIX = {0: 0.2, 5: 0.3, 9: 0.5}
@@ -85,6 +85,24 @@ def test_latency_and_errors_on_a_real_backend_bring_the_multiplier_below_0_7_wit
     found = [run.tick(load(400, latency_ms=2_000, refused=120)).multiplier for _ in range(5)]
     assert min(found) < 0.7
     assert "p90" in run.last.reason
+
+
+def test_one_request_that_timed_out_cuts_nobody() -> None:
+    run = Run()
+    assert run.tick(load(2, answered=1, timeouts=1)).multiplier == 1.0
+    assert run.tick(load(0), times=10).multiplier == 1.0
+
+
+def test_a_monitor_that_tells_no_throughput_is_believed() -> None:
+    def told(latency_ms: float) -> Signal:
+        document = {"latency_ms": {"p50": latency_ms, "p99": 3 * latency_ms}}
+        return parse_health("orders", document, "health")
+
+    run = Run()
+    run.tick(load(400, answered=0, in_flight=0), told(40), times=20)
+    assert run.last.multiplier == 1.0
+    run.tick(load(400, answered=0, in_flight=0), told(2_000), times=5)
+    assert run.last.multiplier < 0.7
 
 
 def test_a_single_reading_that_is_slightly_too_high_changes_nothing() -> None:
