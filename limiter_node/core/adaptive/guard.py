@@ -5,7 +5,7 @@ of the outcomes is reported, at whichever node, in whatever batches. It needs no
 
     out     =  admitted in the last d seconds        rate a = checks per second that d has passed by
     d       =  mean latency of the latest outcomes, longer when they are overdue
-    target  =  max(0.4 objective, 1.5 normal mean latency)                          x = a * target
+    target  =  max(0.44 objective, 1.5 normal mean latency)                          x = a * target
     calm:      out <= 1.4 x + 2 sqrt(1.4 x) + 3, less for low priorities
     tight:     rate = a + (x + 2 sqrt(x) max(1 - d / target, 0) - out) / 0.5 s, at least a / 4 and as many as the last
                answers in a row that were in time; the highest priority first
@@ -76,10 +76,10 @@ RATE_LEAST = 0.25
 BUCKET_MIN = 3.0
 """Checks a node may save up in tight times: with 8 the 24 nodes' buckets alone would be a second's queue."""
 
-TARGET_SHARE = 0.4
+TARGET_SHARE = 0.44
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
 
-TARGET_SHARE_LEARNED = 0.9
+TARGET_SHARE_LEARNED = 1.1
 """Of an objective that was only learned: nobody has said that it is late."""
 
 TARGET_NORMAL = 1.5
@@ -105,8 +105,8 @@ PROBE_COUNTS = 10
 MARGIN_SIGMAS = 2.0
 """Of a Poisson count, where the latency leaves room: makes nodes that have little gain on those that have much."""
 
-HARD_TARGET = 1.8
-"""Times the target, 0.9 of the objective: so late it is tight whatever the answers do. Between the two it is only while
+HARD_TARGET = 1.5
+"""Times the target: so late it is tight whatever the answers do. Between the two it is only while
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
 
 GROWTH_TAU_S = 0.5
