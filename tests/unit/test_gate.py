@@ -291,7 +291,7 @@ def test_in_observe_mode_the_guard_goes_by_what_the_backend_really_gets() -> Non
 def test_an_objective_that_nobody_gave_is_learned() -> None:
     one = gate()
     served(one, 100, 20, latency_ms=40)
-    assert abs(one.guard.target_ms - 0.9 * 2 * 40) < 2  # its 90th percentile is 40 ms as well
+    assert abs(one.guard.target_ms - 1.1 * 2 * 40) < 2  # its 90th percentile is 40 ms as well
 
 
 def test_a_healthy_check_counts_itself() -> None:
@@ -335,6 +335,6 @@ def test_a_backend_that_was_hung_for_long_is_tried_every_ten_seconds_and_found_t
     _, now_ns = answered(one, 60, "ok", 20, 0)
     _, now_ns = answered(one, 60, "timeout", 1_000, now_ns)
     tried, now_ns = answered(one, 120, "timeout", 1_000, now_ns)
-    assert 10 <= tried <= 30
-    _, now_ns = answered(one, 30, "ok", 20, now_ns)
+    assert 10 <= tried <= 40
+    _, now_ns = answered(one, 60, "ok", 20, now_ns)
     assert answered(one, 10, "ok", 20, now_ns)[0] == 500

@@ -174,6 +174,17 @@ def test_errors_above_a_capacity_are_throttled_for() -> None:
     assert 170 <= run.last.rate <= 260
 
 
+def test_with_errors_that_do_not_depend_on_the_load_it_is_the_latency_that_decides() -> None:
+    run = Run(slo_ms=500.0).healthy()
+    rates = []
+    for _ in range(30):
+        sent = min(run.last.rate or 400, 400)
+        done = min(sent, 200)
+        run.tick(load(400, admitted=sent, answered=done, latency_ms=900 if sent > 200 else 100, refused=0.3 * done))
+        rates.append(sent)
+    assert 0.8 * 200 <= sum(rates[6:]) / 24 <= 1.3 * 200
+
+
 def test_a_new_normal_latency_is_learned() -> None:
     run = Run(slo_ms=1_000).healthy()
     for _ in range(60):

@@ -29,10 +29,10 @@ GROWTH_FACTOR = 1.5
 GROWTH_MAX = 1.0
 """A tick: 2 % more, then 3 %, up to twice as much."""
 
-GROWTH_NEAR_GUARDED = 0.25
+GROWTH_NEAR_GUARDED = 0.1
 PAST_CEILING = 1.3
 GROWTH_START_GUARDED = 0.5
-"""Where guards on the nodes catch what is too much, trying costs little: a quarter up to 1.3 times the ceiling, half
+"""Where guards on the nodes catch what is too much, trying costs little: a tenth up to 1.3 times the ceiling, half
 and more beyond."""
 
 BELOW_CEILING = 0.95

@@ -81,7 +81,7 @@ class Gate:
         self.wanted[priority] += 1
         guard = self.guard
         if self._is_free and guard.out < guard.open_below:
-            guard.out += guard.ratio
+            guard.out += 1
             self.admitted[priority] += 1
             return 0
         return self._weigh(priority, now_ns)
@@ -112,7 +112,7 @@ class Gate:
             if self._is_on:
                 return round(RETRY_NS * self._pressure[priority] * (0.5 + self._jitter()))
             self.would_deny += 1
-        guard.out += guard.ratio
+        guard.out += 1
         return 0
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
@@ -198,7 +198,7 @@ class Gate:
         One node's estimate may be negative where reports are spread: the sum over nodes is what is right.
         """
         guard = self.guard
-        return (guard.out or IN_FLIGHT_MIN) / guard.ratio if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
+        return max(guard.out, IN_FLIGHT_MIN) if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
 
     @property
     def state(self) -> str:

@@ -128,6 +128,7 @@ class Law:
         self._well_s = 0.0  # for how long it could have ended
         self._accepted_s = 0.0  # for how long a higher latency was borne by all
         self._errors: ErrorTest | None = None
+        self._is_to_test = False  # errors were not tested since it began
         self._drain = DrainTest()
         self._blind = 0  # ticks in a row in which the answers told nothing
         self._enforced = 0.0  # rate that was in force over the last tick
@@ -190,14 +191,18 @@ class Law:
         self._hot = self._hot + 1 if score >= ENTER else 0
         if score < AT_ONCE and self._hot < ENTER_TICKS:
             return self._normal("")
-        if symptoms.error_score >= score:
-            successes_s = symptoms.answers_s * (1 - view.signal.error_rate)
-            self._begin(view, max(ENTRY_ERRORS_MIN * view.admitted_s, ENTRY_ERRORS_KEEP * successes_s))
-            if self._policy.mode == "on":
-                self._errors = ErrorTest(view.signal.error_rate, successes_s)
-        else:
-            self._begin(view, symptoms.answers_s)
+        self._begin(view, symptoms.answers_s)
+        if self._is_to_test and symptoms.error_score >= score:
+            self._begin_test(view, symptoms)
         return self._settle(view, symptoms)
+
+    def _begin_test(self, view: View, symptoms: Symptoms) -> None:
+        """Cut to the successes, and see whether the errors end."""
+        self._is_to_test = False
+        successes_s = symptoms.answers_s * (1 - view.signal.error_rate)
+        least = max(ENTRY_ERRORS_MIN * view.admitted_s, ENTRY_ERRORS_KEEP * successes_s)
+        self.capacity.value = min(self.capacity.value, least)
+        self._errors = ErrorTest(view.signal.error_rate, successes_s)
 
     def _begin(self, view: View, capacity: float) -> None:
         self.is_controlling = True
@@ -208,6 +213,7 @@ class Law:
         self._hot = 0
         self._well_s = self._accepted_s = 0.0
         self._errors = None
+        self._is_to_test = self._policy.mode == "on"
 
     def _end(self) -> None:
         self.is_controlling = False
@@ -229,7 +235,9 @@ class Law:
 
     def _control(self, view: View, symptoms: Symptoms, now_ns: int) -> Decision:
         self.demand = max(self.demand, sum(view.mix_s))
-        if self._errors is not None:
+        if self._errors is None and self._is_to_test and symptoms.error_score > HEALTHY:
+            self._begin_test(view, symptoms)
+        elif self._errors is not None:
             errors_s = symptoms.answers_s * view.signal.error_rate
             verdict = self._errors.step(view.admitted_s, errors_s, view.span_s)
             if verdict is not None:
@@ -317,6 +325,8 @@ class Law:
         pulse = self._test_drain(view, is_jammed=symptoms.score > HEALTHY and not yields)
         if pulse:
             rate = min(rate, DRAIN_RATE * capacity)
+        if self._errors is not None:  # above the successes nothing could be told
+            rate = min(rate, capacity)
         if is_new:
             rate = min(max(rate, (1 - ADOPTED_STEP) * self.rate), self.rate)
         before = self.rate

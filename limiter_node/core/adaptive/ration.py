@@ -34,7 +34,8 @@ FLOOR_MAX = 1.0
 class Ration:
     """What this node may admit. Without a rate and fractions: everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, bucket_min: float = BUCKET_MIN) -> None:
+        self._bucket_min = bucket_min
         self.rate: float | None = None  # checks per second, this node's
         self.fractions: list[float] | None = None  # by priority
         self._bucket = 0.0
@@ -53,7 +54,7 @@ class Ration:
         if self.rate is not None:
             self._fill(now_ns)
         if rate is not None:
-            self._bucket = max(BUCKET_S * rate, BUCKET_MIN)
+            self._bucket = max(BUCKET_S * rate, self._bucket_min)
             if self.rate is None:
                 self._tokens = START_SHARE * self._bucket
             self._tokens = min(self._tokens, self._bucket)

@@ -79,7 +79,8 @@ class Doctor:
         errors = max(sure_fraction(signal.error_rate, signal.samples) - baseline.errors, 0.0) if is_telling else 0.0
         by_errors = ERROR_WEIGHT * errors / max(policy.error_rate_max, 1e-3)
         by_latency = p90_ms / target_ms if target_ms else 0.0
-        late = f"p90 {signal.p90_ms:.0f} ms > {target_ms:.0f} ms"
+        is_late = signal.p90_ms > target_ms
+        late = f"p90 {signal.p90_ms:.0f} ms {'>' if is_late else 'within'} {target_ms:.0f} ms"
         symptoms = (
             (by_errors, f"errors {signal.error_rate:.1%} > {policy.error_rate_max:.1%}"),
             (AT_ONCE if timeouts > TIMEOUTS_MAX else 0.0, f"timeouts {signal.timeout_rate:.1%}"),
