@@ -21,12 +21,13 @@ FOLDER = Path(__file__).parent / "report"
 SETS = {"fitting": FITTING, "judged": JUDGED}
 FIRST_SEED = {"fitting": 0, "judged": 500}
 LAW = "limiter_node/core/adaptive"
-QUICK_CONTROLLERS = (OURS, GUARD_ONLY, "Gradient2", "Gradient2, tuned", "BBR")
 PEER_SEEDS_PART = 5
 """Peers run a fifth of the seeds of ours, and the best one as many: what differs by more than that needs no more."""
 
 CHAMPIONS = ("Breakwater, tuned", "AIMD, tuned")
 """The best on the fitting set: as many seeds as ours."""
+
+QUICK_CONTROLLERS = (OURS, GUARD_ONLY, *CHAMPIONS, "Gradient2", "BBR")
 
 
 def say(words: str) -> None:
@@ -44,7 +45,7 @@ def seeds_by_controller(chosen: tuple[str, ...], first: int, seeds: int) -> dict
 @click.option("--set", "which", type=click.Choice(["fitting", "judged", "all"]), default="all", show_default=True)
 @click.option("--seeds", default=20, show_default=True, help="Paired seeds of ours and the best peers; others a fifth.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that run at the same time.")
-@click.option("--quick", is_flag=True, help="Two seeds and five controllers.")
+@click.option("--quick", is_flag=True, help="Two seeds and six controllers.")
 @click.option("--scenario", help="Run this one, with --controller, and draw it.")
 @click.option("--controller", default=OURS, show_default=True, help="One of --list.")
 @click.option("--seed", default=0, show_default=True, help="Of the one run.")
