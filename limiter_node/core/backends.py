@@ -32,6 +32,9 @@ Z_90 = 1.2816
 Z_99 = 2.3263
 """Of the normal distribution: latencies are about log-normal, so quantiles lie on a line over these."""
 
+SAMPLES_UNTOLD = 100
+"""What quantiles are taken to be of where nobody says: a monitor knows what it says."""
+
 ERROR_LABEL_ALLOWED = "LABEL=VALUE, LABEL!=VALUE, LABEL=~REGEX or LABEL!~REGEX, such as code=~5.."
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _ERROR_LABEL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(=~|!~|!=|=)(.*)", re.DOTALL)
@@ -213,7 +216,7 @@ def signal(source: str, p50: float, p90: float, p99: float, *, throughput: float
         error_rate=error_rate,
         refused_rate=0.0,
         timeout_rate=0.0,
-        samples=max(1, round(throughput)),
+        samples=round(throughput) or SAMPLES_UNTOLD,
     )
 
 

@@ -73,8 +73,6 @@ def test_the_multiplier_never_rises_without_evidence(policy: Policy, ticks: list
         decision = law.decide(load, None, second * NS)
         second += 1
     held = decision.multiplier
-    if decision.hold_rate is not None and decision.rate is not None:
-        held *= decision.hold_rate / decision.rate  # what was promised to follow
     for _ in range(silent):
         decision = law.decide(None, None, second * NS)
         second += 1

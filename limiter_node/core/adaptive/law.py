@@ -310,9 +310,10 @@ class Law:
             rate = capacity - (symptoms.queued - QUEUE_WANTED_S * capacity) / DRAIN_S
             rate = min(rate, 0.0 if self._blind else RATE_CAPACITY_MAX * capacity)
             rate = max(rate, RATE_CAPACITY_MIN * capacity)
+        most = self.demand
         if symptoms.is_useless:
-            step = USELESS_STEP * self.rate if self._multiplier < 1 else USELESS_CUT * view.admitted_s
-            rate = min(rate, max(step, USELESS_MIN * self.demand))
+            step = USELESS_STEP * self.rate if self.rate < self.demand else USELESS_CUT * view.admitted_s
+            most = min(most, max(step, USELESS_MIN * self.demand))
         pulse = self._test_drain(view, is_jammed=symptoms.score > HEALTHY and not yields)
         if pulse:
             rate = min(rate, DRAIN_RATE * capacity)
@@ -321,13 +322,13 @@ class Law:
         before = self.rate
         floor = min(GUARDED_MIN * self.demand, before) if view.is_guarded else 0.0
         lowest = max(self._policy.min * self.demand, floor)
-        self.rate = min(max(rate, lowest), self.demand)
+        self.rate = min(max(rate, lowest), max(most, lowest))
         self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
-        self._multiplier = min(max(self.rate / self.demand, self._policy.min), 1.0) if self.demand else 1.0
+        held = max(min(DRAIN_HOLD * capacity, most), self.rate)
+        self._multiplier = min(max(held / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if symptoms.score > HEALTHY else "recovery"
-        if self._multiplier >= 1:
+        if self.rate >= self.demand:
             return Decision(multiplier=1.0, state=state, reason=symptoms.reason)
-        held = min(max(DRAIN_HOLD * capacity, self.rate), self.demand)
         return Decision(
             multiplier=self._multiplier,
             state="drain" if pulse else state,
@@ -368,10 +369,8 @@ class Law:
             return self._held("fallback", reason)
         if self._multiplier >= 1:
             return self._normal(reason if self.is_controlling else "")
-        if self._drain.is_running:
-            self._drain.is_running = False
-            self.rate = min(max(self.rate, DRAIN_HOLD * self.capacity.value), self.demand)
-            self._multiplier = self.rate / self.demand
+        self._drain.is_running = False
+        self.rate = max(self.rate, self._multiplier * self.demand)  # a pulse has ended
         return self._held("hold", reason)
 
     def _held(self, state: str, reason: str) -> Decision:

@@ -78,6 +78,8 @@ class Recent:
             answers_s = signal.throughput * (1 - signal.timeout_rate)
         elif signal is not None and signal.source != "report":
             signal = self._averaged(signal)
+            if not signal.throughput:  # not told: what was admitted is taken to be answered
+                signal = msgspec.structs.replace(signal, throughput=self.admitted_s)
             answers_s = signal.throughput * (1 - signal.timeout_rate)
         else:
             return None
