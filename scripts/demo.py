@@ -36,7 +36,7 @@ def show_curls(fleet: Fleet) -> None:
     back = shlex.join([*fleet.etcdctl_put("rules/api"), json.dumps(API_RULE)])
     pin = shlex.join([*fleet.etcdctl_put(f"multipliers/{BACKEND}"), '{"multiplier": 0.3, "pinned": true}'])
     unpin = shlex.join([*fleet.etcdctl_put(f"multipliers/{BACKEND}")[:-2], "del", f"/limiter/multipliers/{BACKEND}"])
-    report = json.dumps({"backend": BACKEND, "outcomes": [{"latency_ms": 12.5, "status": 200}, {"status": "timeout"}]})
+    report = json.dumps({"backend": BACKEND, "outcomes": [{"latency_ms": 12.5, "status": 200, "count": 3}]})
     say(f"""
 Try, in another terminal (alice is premium: 50/s, burst 100; bob is free: 5/s, burst 10):
 

@@ -22,7 +22,7 @@ from tests.overload.stage import perform
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHORT = Plan(healthy_s=10.0, overload_s=15.0, recovery_s=12.0)
+SHORT = Plan(healthy_s=10.0, overload_s=20.0, recovery_s=10.0)
 
 
 LATE_MS_MAX = 300.0
