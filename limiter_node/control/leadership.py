@@ -30,6 +30,9 @@ KEY = "leader"
 RETRY_S = 0.5
 """Between two tries for a key that is missing; drawn between half of it and all, so that not all nodes try at once."""
 
+LOST_S = 2.0
+"""How often a leader looks whether it still has the lease that it won with."""
+
 
 class Leadership:
     """One node's part in the election."""
@@ -70,8 +73,12 @@ class Leadership:
         """Try to lead whenever nobody does, until cancelled."""
         await self._session.first_sync()
         while True:
-            await self._missing.wait()
-            if not self.is_leader and self._session.lease_id:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOST_S):
+                    await self._missing.wait()
+            # A lease that is lost took the key with it, even where etcd was wiped before the watch had told of the key.
+            has_lost = self.term > 0 and not self.is_leader
+            if (has_lost or self._missing.is_set()) and not self.is_leader and self._session.lease_id:
                 with suppress(LinkError):
                     await self._try()
             await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1))
