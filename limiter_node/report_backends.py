@@ -92,7 +92,7 @@ def describe_backend(node: Parts, name: str) -> dict[str, Any]:
     backends, now_ns = node.engine.backends, clock.now_ns()
     record, gate = backends.records.get(name), backends.gate(name)
     ages = {source: round((now_ns - heard_ns) / 1e9, 1) for source, heard_ns in _heard(node, name).items()}
-    decision = record.would or record.decision if record is not None else None
+    decision = record.decided if record is not None else None
     return {
         "multiplier": backends.ppm(name) / 1e6,
         "state": backends.state(name),

@@ -77,8 +77,8 @@ class Leadership:
                 async with asyncio.timeout(LOST_S):
                     await self._missing.wait()
             # A lease that is lost took the key with it, even where etcd was wiped before the watch had told of the key.
-            has_lost = self.term > 0 and not self.is_leader
-            if (has_lost or self._missing.is_set()) and not self.is_leader and self._session.lease_id:
+            may_lead = self.term > 0 or self._missing.is_set()
+            if may_lead and not self.is_leader and self._session.lease_id:
                 with suppress(LinkError):
                     await self._try()
             await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1))

@@ -125,6 +125,11 @@ class Record(msgspec.Struct, frozen=True):
     would: Decision | None = None
 
     @property
+    def decided(self) -> Decision:
+        """What was decided, whether it acts or is only observed."""
+        return self.would or self.decision
+
+    @property
     def ppm(self) -> int:
         """The multiplier in millionths, at least 1."""
         return to_ppm(self.decision.multiplier)

@@ -159,7 +159,7 @@ class Controller:
                 self._laws.pop(name, None)  # and from there anew
                 continue
             law = self._laws.get(name)
-            published = (record.would or record.decision) if record is not None else None
+            published = record.decided if record is not None else None
             if law is None:
                 law = self._laws[name] = Law(entry.policy)
                 if published:
@@ -174,7 +174,7 @@ class Controller:
 
     def _sum_up(self, backend: str, loads: dict[str, Load]) -> Load | None:
         demand = self._demand.setdefault(backend, {})
-        weight = min(1.0, TICK_NS / NS / SHARE_TAU_S)
+        weight = TICK_NS / NS / SHARE_TAU_S
         for name in loads.keys() | demand.keys():
             load = loads.get(name)
             wanted_s = sum(load.wanted) * NS / load.span_ns if load is not None else 0.0

@@ -32,7 +32,6 @@ RETRY_NS = NS
 PRESSURE_MAX = 8.0
 """Longest wait, in RETRY_NS: past that people would rather have their error now."""
 
-
 IN_FLIGHT_MIN = 0.01
 """Told where a guard acts and nothing is out: 0 says that there is no guard."""
 
@@ -193,10 +192,7 @@ class Gate:
 
     @property
     def in_flight(self) -> float:
-        """Checks admitted and not yet reported, as estimated; 0 where no guard acts.
-
-        One node's estimate may be negative where reports are spread: the sum over nodes is what is right.
-        """
+        """Checks admitted and not yet answered, as estimated; 0 where no guard acts."""
         guard = self.guard
         return max(guard.out, IN_FLIGHT_MIN) if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
 

@@ -6,7 +6,7 @@ of the outcomes is reported, at whichever node, in whatever batches. It needs no
     out     =  admitted in the last d seconds        rate a = checks per second that d has passed by
     d       =  mean latency of the latest outcomes, longer when they are overdue
     target  =  max(0.44 objective, 1.5 normal mean latency)                          x = a * target
-    calm:      out <= 1.4 x + 2 sqrt(1.4 x) + 3, less for low priorities
+    calm:      out <= 3 + the more of 1.4 x + 2 sqrt(1.4 x) and what has been out in health, less for low priorities
     tight:     rate = a + (x + 2 sqrt(x) max(1 - d / target, 0) - out) / 0.5 s, at least a / 4 and as many as the last
                answers in a row that were in time; the highest priority first
 
@@ -61,11 +61,10 @@ KNOWN_TAU_S = 1.0
 """Of the rate that goes on when reports are lost."""
 
 LEARN_TAU_S = 30.0
-"""Of what is normal: ratio, latency, how far `out` strays. Long against a spike, short against a day."""
+"""Of what is normal: ratio, latency, the most that is out. Long against a spike, short against a day."""
 
 LEARN_AGAIN_NS = 5 * NS
 """After tight times or a denial nothing is learned for so long: what follows a jam is not normal."""
-
 
 CORRECT_S = 0.5
 """What is out too much or too little is to be gone in so long: twice what it takes to see what came of it."""

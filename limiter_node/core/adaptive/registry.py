@@ -105,7 +105,7 @@ class Backends:
         record, mode = self.records.get(name), self.entry(name).policy.mode
         decision = None if record is None else record.decision
         if record is not None and mode == "observe" and not record.pinned:
-            decision = record.would or record.decision
+            decision = record.decided
         self.gate(name).apply(decision if mode != "off" else None, now_ns)
 
     def set_shares(self, shares: dict[str, float], now_ns: int) -> None:
