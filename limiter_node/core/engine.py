@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT
+from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
@@ -54,7 +55,7 @@ class Engine:
     def __init__(self, *, buckets_max: int, jitter: Callable[[], float] = lambda: 0.5) -> None:
         self.buckets_max = buckets_max
         self.rules: dict[str, RuleInForce] = {}
-        self.entries: dict[str, KeyEntry] = {}
+        self.entries = Entries()
         self.backends = Backends(jitter)
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
@@ -79,7 +80,7 @@ class Engine:
         if rule is None:
             return UNKNOWN_RULE
         key, segment = check.key, check.segment
-        if self.entries:
+        if self.entries.named:
             plan = self._plan(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
@@ -120,10 +121,10 @@ class Engine:
             return UNKNOWN_RULE
         plan = self._plan(rule, key, None, now_ns)
         if plan.table.state(key) is None:
-            plan = next((other for other in rule.all_plans() if other.table.state(key) is not None), plan)
-        entry = self.entries.get(key)
+            plan = rule.holding(key) or plan
+        entry = self.entries.find(key)
         bucket = plan.bucket(key, now_ns)
-        if entry and entry.segment and key in rule.own:
+        if entry and entry.segment and rule_name in entry.limits:
             return Bucket(entry.segment, bucket.algorithm, bucket.limit, bucket.used, bucket.remaining)
         return bucket
 
@@ -133,7 +134,7 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
-        for plan in rule.all_plans():
+        for plan in rule.places(key):
             for table in plan.tables():
                 table.pop_spent(key, now_ns)
         return True
@@ -211,27 +212,33 @@ class Engine:
         if rule is None:
             self.rules.pop(name, None)
             if known is not None:
-                for plan in known.all_plans():
-                    for table in plan.tables():
-                        self._dying += table.release()
+                self._dying += known.release()
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census)
+            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census, self.entries)
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
             known.set_rule(rule, ppm, now_ns)
         known.gate = self.backends.gate(rule.backend) if rule.backend else None
 
-    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
-        """Change what is special about a client key, or (None) make it a key like any other."""
-        if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        for rule in self.rules.values():
-            rule.set_entry(key, entry, now_ns)
+    def set_entry(self, name: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Change what is special about a client key or a pattern's keys, or (None) make them keys like any other.
+
+        Touches the buckets of no key but that one; those of a pattern's keys move when they are next asked for.
+        """
+        before = self.entries.put(name, entry)
+        for rule_name, limit in before.limits.items() if before else ():
+            rule = self.rules.get(rule_name)
+            other = entry.limits.get(rule_name) if entry else None
+            if rule is None or limit == other:
+                continue
+            if before and before.pattern:
+                rule.change_pattern(before.pattern, other, now_ns)
+            elif spent := rule.take_own(name, limit, now_ns):
+                self._plan(rule, name, None, now_ns).table.put_spent(name, spent, now_ns)
+                rule.changed.add(name)
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
@@ -256,20 +263,21 @@ class Engine:
 
     def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
         """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
-        if self.entries:
-            entry = self.entries.get(key)
+        if self.entries.named:
+            entry = self.entries.find(key)
             if entry is not None:
                 limit = entry.limits.get(rule.rule.name)
                 if limit is not None:
-                    return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
+                    return rule.plan_of(entry, limit, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
     def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment
-        if check.key in rule.own:
-            segment = check.segment or self.entries[check.key].segment
+        entry = self.entries.find(check.key)
+        if entry is not None and rule.rule.name in entry.limits:
+            segment = check.segment or entry.segment
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 

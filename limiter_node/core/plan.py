@@ -7,13 +7,15 @@ the same rule takes what it has spent along.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, slope, take
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Verdict
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from limiter_node.core.adaptive.gate import Gate
     from limiter_node.core.model import Check
     from limiter_node.core.rules import Limit
@@ -23,20 +25,39 @@ Grant = tuple[tuple[int, int], int, int]
 """Of a check that was allowed: (`Plan.tokens`, `window_s`), the whole tokens left, the nanoseconds until it is full."""
 
 
+class Kin(Protocol):
+    """All plans of a rule: where a key that is new to one of them may have been before."""
+
+    only: Plan | None
+    """The plan, if there is one, to which no key can come from another: who is new there is new to the rule."""
+
+    def places(self, key: str) -> Iterable[Plan]:
+        """The plans that may hold a key's bucket; at most one does."""
+
+
+class NoKin:
+    """Of a plan whose keys come from nowhere else."""
+
+    only: Plan | None = None
+
+    def places(self, key: str) -> Iterable[Plan]:
+        """Nowhere else."""
+        return ()
+
+
 class Plan:
     """Decides for the keys under it, at `limit` x `multiplier_ppm` / PPM / `parts`.
 
-    `relatives` are the tables of all plans of the rule, this one's included: where a key that is new here may
-    have been before. `changed` are keys whose copies are to follow. Both are shared, and kept by the rule.
+    `changed` are keys whose copies are to follow; it is shared, as is `kin`, and kept by the rule.
     """
 
     __slots__ = (
         "changed",
+        "kin",
         "limit",
         "multiplier_ppm",
         "numbers",
         "parts",
-        "relatives",
         "segment",
         "share",
         "table",
@@ -52,14 +73,14 @@ class Plan:
         now_ns: int,
         *,
         census: Census,
-        relatives: list[Table],
+        kin: Kin,
         changed: set[str],
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
         self.segment = segment
         self.parts = parts
-        self.relatives = relatives
+        self.kin = kin
         self.changed = changed
         self.share: Plan | None = None  # this plan at 1/parts, made when the node has to decide alone
         self.table = Table(census, now_ns, UNIT, 1, 1, shards=shards)
@@ -87,7 +108,7 @@ class Plan:
                 self.multiplier_ppm,
                 now_ns,
                 census=self.table.census,
-                relatives=[],
+                kin=NoKin(),
                 changed=set(),
                 parts=parts,
                 shards=len(self.table.young),
@@ -123,7 +144,7 @@ class Plan:
             state = old.get(key)
             if state is not None:
                 state -= table.shift
-            elif self.relatives == [table] and table.census.buckets < table.census.buckets_max:
+            elif self.kin.only is self and table.census.buckets < table.census.buckets_max:
                 state = v  # new to the whole rule
             else:
                 return None
@@ -203,8 +224,8 @@ class Plan:
 
     def _moved(self, key: str, v: int, now_ns: int) -> int:
         """The state of a key that is new here: moved from another plan of the rule, or else a full bucket."""
-        for table in self.relatives:
-            if table is not self.table and (spent := table.pop_spent(key, now_ns)):
+        for plan in self.kin.places(key):
+            if plan is not self and (spent := plan.table.pop_spent(key, now_ns)):
                 self.table.put_spent(key, spent, now_ns)
                 self.changed.add(key)
                 return v + spent

@@ -15,6 +15,7 @@ import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
 from limiter_node.core.model import DURATION_MAX_NS, Name
+from limiter_node.core.patterns import is_pattern, network_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,10 +128,11 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class KeyEntry(msgspec.Struct, frozen=True):
-    """What is special about one client key: the segment it belongs to, its own numbers per rule."""
+    """What is special about a client key, or about all that match a pattern: its segment, its own numbers per rule."""
 
     segment: str | None
     limits: dict[str, Limit]
+    pattern: str | None = None
 
 
 def decode_json(text: bytes) -> Any:
@@ -164,14 +166,15 @@ def parse_rule(name: str, document: Any) -> Rule:
 
 
 def parse_key_entry(key: str, document: Any) -> KeyEntry:
-    """Check a decoded document for a client key; raises `BadRule` with every problem."""
-    wrong = key_problem(key)
+    """Check a decoded document for a client key or a pattern; raises `BadRule` with every problem."""
+    wrong = key_problem(key) or network_problem(key)
     problems = [f"key: {wrong}"] if wrong else []
     problems += problems_of(document, KeyDoc, "")
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, KeyDoc)
-    return KeyEntry(doc.segment, {rule: _limit(entry.rate, entry.burst) for rule, entry in doc.rules.items()})
+    limits = {rule: _limit(entry.rate, entry.burst) for rule, entry in doc.rules.items()}
+    return KeyEntry(doc.segment, limits, key if is_pattern(key) else None)
 
 
 def key_problem(key: str) -> str | None:
