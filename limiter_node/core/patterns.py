@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import translate
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ Network = IPv4Network | IPv6Network
 
 _WILD = re.compile(r"[*?]")
 _MAYBE_NETWORK = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}", re.ASCII)
-# To be told by `ip_address` that a key is no address takes 2 us, so most are not even asked about.
-_MAYBE_ADDRESS = re.compile(r"[0-9.]{7,15}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
+_BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(r"\.".join([_BYTE] * 4), re.ASCII)
+_MAYBE_IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
 
 
 def is_pattern(name: str) -> bool:
@@ -90,15 +91,25 @@ class Networks:
 
     def matching(self, key: str) -> Iterator[str]:
         """The names that match a key."""
-        if _MAYBE_ADDRESS.fullmatch(key) is None:
-            return
-        try:
-            address = ip_address(key)
-        except ValueError:
-            return
-        value, width = int(address), address.max_prefixlen
-        for length, networks in self._lengths[address.version].items():
-            yield from networks.get(value >> (width - length), ())
+        address = _address_of(key)
+        if address is not None:
+            version, bits, value = address
+            for length, networks in self._lengths[version].items():
+                yield from networks.get(value >> (bits - length), ())
+
+
+def _address_of(key: str) -> tuple[int, int, int] | None:
+    """(version, bits, value) of an address: what `ipaddress` says, which takes 5 us for an IPv4 one and this 1."""
+    match = _IPV4.fullmatch(key)
+    if match is not None:
+        first, second, third, fourth = match.groups()
+        return 4, 32, int(first) << 24 | int(second) << 16 | int(third) << 8 | int(fourth)
+    if _MAYBE_IPV6.fullmatch(key) is None:
+        return None
+    try:
+        return 6, 128, int(IPv6Address(key))
+    except ValueError:
+        return None
 
 
 def _bits(network: Network) -> int:
