@@ -13,14 +13,16 @@ Keys come from outside: nothing here takes longer than the product of the length
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fnmatch import translate
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 Network = IPv4Network | IPv6Network
+Match = Callable[[str], object]
 
 _WILD = re.compile(r"[*?]")
 _MAYBE_NETWORK = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}", re.ASCII)
@@ -124,14 +126,13 @@ class Globs:
     def __init__(self) -> None:
         # {lengths of what comes before the first wildcard and after the last: {those two: {name: does it match}}}:
         # a key is cut once per shape and tried against the globs that begin and end as it does.
-        self._shapes: dict[tuple[int, int], dict[tuple[str, str], dict[str, Callable[[str], object]]]] = {}
+        self._shapes: dict[tuple[int, int], dict[tuple[str, str], dict[str, Match | None]]] = {}
 
     def add(self, name: str) -> None:
         """Take a name."""
         ends = _ends(name)
         shape = self._shapes.setdefault((len(ends[0]), len(ends[1])), {})
-        # Translated so that no key makes it go back and try again; its sets of characters are none here.
-        shape.setdefault(ends, {})[name] = re.compile(translate(name.replace("[", "[[]"))).match
+        shape.setdefault(ends, {})[name] = None if name == "*".join(ends) else _match(name)
 
     def remove(self, name: str) -> None:
         """Let go of a name that is there."""
@@ -150,11 +151,16 @@ class Globs:
         size = len(key)
         for (before, after), shape in self._shapes.items():
             globs = shape.get((key[:before], key[size - after :]))
-            if globs is not None:
-                found += [name for name, matches in globs.items() if matches(key)]
+            if globs is not None and size >= before + after:
+                found += [name for name, match in globs.items() if match is None or match(key)]
         if len(found) > 1:
             found.sort(key=_rank)
         return found
+
+
+def _match(name: str) -> Match:
+    # Translated so that no key makes it go back and try again; its sets of characters are none here.
+    return re.compile(translate(name.replace("[", "[[]"))).match
 
 
 def _ends(name: str) -> tuple[str, str]:
