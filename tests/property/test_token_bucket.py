@@ -100,7 +100,7 @@ multipliers = st.one_of(st.none(), st.sampled_from([PPM, PPM // 2, PPM // 3, 1])
 
 def _is_exact(rate: str) -> bool:
     """Whether the rate is a whole number of units per nanosecond: 13/30s is, 13/7s is not."""
-    limit = parse_rule(RULE, {"rate": rate}).limits[DEFAULT_SEGMENT]
+    (limit,) = parse_rule(RULE, {"rate": rate}).limits[DEFAULT_SEGMENT]
     return slope(limit.count, limit.period_s)[1] == 1
 
 
@@ -171,7 +171,7 @@ class Subject:
                 return self.spend(key, cost, segment)
             case Edit(document):
                 rule = parse_rule(RULE, document)
-                self.default = rule.limits[DEFAULT_SEGMENT]
+                (self.default,) = rule.limits[DEFAULT_SEGMENT]
                 self.engine.set_rule(RULE, rule, self.now_ns)
             case Scale(ppm):
                 record = None if ppm is None else Record(Decision(ppm / PPM, "pinned", ""), pinned=True)
@@ -248,9 +248,9 @@ class Twin:
     def limit(self, key: str, place: str) -> Limit:
         assert self.rule is not None
         if place == self.OWN:
-            return self.entries[key].limits[RULE]
+            return self.entries[key].limits[RULE][0]
         # A segment that is not listed any more has the default numbers.
-        return self.rule.limits.get(place, self.rule.limits[DEFAULT_SEGMENT])
+        return self.rule.limits.get(place, self.rule.limits[DEFAULT_SEGMENT])[0]
 
     def rate(self, key: str, place: str) -> Fraction:
         """Tokens per second."""
