@@ -48,7 +48,7 @@ class Algorithm(Protocol):
     """Capacity in whole tokens, at least 1: what a verdict calls `limit`."""
 
     def set_numbers(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
-        """Other numbers from now on, of a limit with the same `algorithm`."""
+        """Other numbers from now on, of a limit with the same algorithm, period, calendar and time zone."""
 
     def decide(self, state: State | None, cost: int, now_ns: int) -> Decision:
         """Spend `cost` whole tokens if they are there; cost 0 spends nothing and says what cost 1 would get."""
