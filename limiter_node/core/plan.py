@@ -10,7 +10,7 @@ There are two kinds: `token_plan`, one token bucket, which nearly all rules are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from limiter_node.core.model import ANY_PERIOD, Entry, Verdict
 
@@ -45,7 +45,7 @@ class Plan(Protocol):
     window_s: int
 
     @property
-    def table(self) -> Shards:
+    def table(self) -> Shards[Any]:
         """Where the buckets are."""
 
     def fits(self, limits: Limits) -> bool:
@@ -108,7 +108,7 @@ def share_of(plan: Plan, parts: int, now_ns: int) -> Plan:
     return share
 
 
-def tables(plan: Plan) -> list[Shards]:
+def tables(plan: Plan) -> list[Shards[Any]]:
     """The plan's table and, if it ever decided alone, that of its share."""
     return [plan.table] if plan.share is None else [plan.table, plan.share.table]
 

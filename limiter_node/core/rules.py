@@ -221,11 +221,12 @@ def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> I
             yield from _field_problems(value, fields[name], f"{path}{name}")
         elif shape.__struct_config__.forbid_unknown_fields:
             yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}"
+    if issubclass(shape, NumbersDoc | LimitDoc):
+        yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
+        return
     for name, field in fields.items():
         if field.required and name not in document:
             yield f"{path}{name}: is required"
-    if issubclass(shape, NumbersDoc | LimitDoc):
-        yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
 
 
 def _number_problems(document: dict[str, Any], path: str, *, needs_rate: bool) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Sized
+    from collections.abc import Iterator
 
 SHARDS = 256
 """Shards per generation: at 10 million keys one holds 39,000, some 5 ms to walk. Empty, 32 KB a plan."""
@@ -93,7 +93,7 @@ class Shards(Generic[Held]):
             for start in range(0, len(keys), PIECE_KEYS):
                 yield keys[start : start + PIECE_KEYS]
 
-    def rotate(self, now_ns: int) -> Sequence[Sized]:
+    def rotate(self, now_ns: int) -> list[dict[str, Held]]:
         """Turn, if all that is old has no meaning any more. Call it about once a second; it is cheap otherwise."""
         raise NotImplementedError
 

@@ -141,9 +141,12 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
 
 def usual_grant(verdict: Verdict) -> Grant | None:
     """What `UsualAnswers` makes an answer of; None for a verdict that has more to say."""
-    if verdict.allowed and not verdict.degraded and verdict.would_allow is verdict.wait_ns is verdict.limits is None:
-        return (verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns
-    return None
+    has_more = verdict.degraded or verdict.would_allow is not None or verdict.wait_ns is not None or verdict.limits
+    return (
+        None
+        if has_more or not verdict.allowed
+        else ((verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns)
+    )
 
 
 class UsualAnswers:

@@ -19,17 +19,9 @@ from limiter_node.core.adaptive.evidence import Decision
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, VirtualClock, slope, take
 from limiter_node.core.backends import Record
 from limiter_node.core.engine import Engine
+from limiter_node.core.limits import COUNT_MAX, PERIOD_MAX_S, Limit
 from limiter_node.core.model import COST_MAX, DURATION_MAX_NS, NEVER, Bucket, Check, Verdict
-from limiter_node.core.rules import (
-    COUNT_MAX,
-    DEFAULT_SEGMENT,
-    PERIOD_MAX_S,
-    KeyEntry,
-    Limit,
-    Rule,
-    parse_key_entry,
-    parse_rule,
-)
+from limiter_node.core.rules import DEFAULT_SEGMENT, KeyEntry, Rule, parse_key_entry, parse_rule
 
 START_NS = 987_654_321_987
 RULE = "api"
@@ -528,7 +520,7 @@ def test_everything_is_forgotten_once_it_is_full(document: dict[str, Any], trace
         subject.play(event)
     resets_ns = [subject.spend(key, 0, segment).reset_ns for key in KEYS for segment in (None, *SEGMENTS)]
     assume(max(resets_ns) < DURATION_MAX_NS)
-    longest_s = max(limit.window_s for limit in parse_rule(RULE, document).limits.values())
+    longest_s = max(limit.window_s for (limit,) in parse_rule(RULE, document).limits.values())
     # Two generations, each let go within a refill time and a sweep; the first bucket may have come a sweep late.
     for _ in range(4):
         subject.now_ns += max(*resets_ns, longest_s * 1_000_000_000) + 1_000_000_000
