@@ -32,6 +32,7 @@ class RuleInForce:
 
     __slots__ = (
         "_wall",
+        "_written",
         "census",
         "changed",
         "default",
@@ -51,6 +52,7 @@ class RuleInForce:
         self._wall = wall
         self.plans: dict[str, Plan] = {}
         self.own: dict[str, Plan] = {}
+        self._written: dict[str, Limits] = {}  # the limits of each of these: the rule's decide what they leave open
         # Of segments no longer listed, or listed with other limits, until their last bucket is full: their keys may
         # come back under another plan.
         self.retired: list[Plan] = []
@@ -72,7 +74,7 @@ class RuleInForce:
             fits = plan.fits(self.default.limits)
             plan.set_numbers(self.default.limits if fits else plan.limits, multiplier_ppm, now_ns)
         for key, plan in list(self.own.items()):
-            self._set_own(key, plan, plan.limits, now_ns)
+            self._set_own(key, plan, self._written[key], now_ns)
         self._relate()
 
     def _set_segment(self, segment: str, limits: Limits, now_ns: int) -> None:
@@ -116,15 +118,16 @@ class RuleInForce:
 
     def own_plan(self, key: str, limits: Limits, now_ns: int) -> Plan:
         """The plan of a key with numbers of its own; its table is a single dict, for it holds a single key."""
-        base = self.default.limits
-        plan = self.own[key] = self._new_plan(DEFAULT_SEGMENT, under(limits, base), now_ns, shards=1)
+        self._written[key] = limits
+        plan = self.own[key] = self._new_plan(DEFAULT_SEGMENT, under(limits, self.default.limits), now_ns, shards=1)
         return plan
 
     def _set_own(self, key: str, own: Plan, limits: Limits, now_ns: int) -> None:
         """Give a key that has numbers of its own others."""
-        limits = under(limits, self.default.limits)
-        if own.fits(limits):
-            own.set_numbers(limits, self.multiplier_ppm, now_ns)
+        in_full = under(limits, self.default.limits)
+        if own.fits(in_full):
+            self._written[key] = limits
+            own.set_numbers(in_full, self.multiplier_ppm, now_ns)
         else:
             self._hand_on(key, own, self.own_plan(key, limits, now_ns), now_ns)
 
@@ -143,7 +146,7 @@ class RuleInForce:
         if limits:
             self._set_own(key, own, limits, now_ns)
             return
-        del self.own[key]
+        del self.own[key], self._written[key]
         heir = self.plans.get((entry and entry.segment) or DEFAULT_SEGMENT, self.default)
         self._hand_on(key, own, heir, now_ns)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limiter_node.core.algorithms import build
+from limiter_node.core.limits import BUCKETS
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, LimitVerdict, Verdict
 from limiter_node.core.plan import continued, move
 from limiter_node.core.table import SHARDS, Census, Shards
@@ -69,7 +70,9 @@ class JointTable(Shards[States]):
 
 
 def shape_of(limits: Limits) -> list[tuple[Any, ...]]:
-    """What the states of limits go by: only the numbers may change beneath them."""
+    """What the states of limits go by: only the numbers may change beneath them; of a lone bucket, the period too."""
+    if len(limits) == 1 and limits[0].algorithm in BUCKETS:
+        return [(limits[0].algorithm,)]
     return [(limit.algorithm, limit.period_s, limit.calendar, limit.timezone) for limit in limits]
 
 
