@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limiter_node.core.algorithms import build
 from limiter_node.core.limits import BUCKETS
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, LimitVerdict, Verdict
-from limiter_node.core.plan import continued, move
+from limiter_node.core.plan import continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Shards
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class JointPlan:
         self.table.keep(now_ns)
         tightest = min(range(len(limits)), key=lambda index: self.algorithms[index].tokens)
         self.tokens, self.window_s = self.algorithms[tightest].tokens, limits[tightest].window_s
+        if self.share is not None:
+            share_of(self, self.share.parts, now_ns)
 
     def at_share(self, parts: int, now_ns: int) -> JointPlan:
         """As `Plan` has it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, slope, take
 from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER, Bucket, Entry, Verdict
-from limiter_node.core.plan import continued, move
+from limiter_node.core.plan import continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class TokenPlan:
         self.numbers = self.tokens, self.window_s
         num, den = slope(limit.count, limit.period_s * self.parts, multiplier_ppm)
         self.table.set_numbers(now_ns, self.tokens * UNIT, num, den)
+        if self.share is not None:
+            share_of(self, self.share.parts, now_ns)
 
     def at_share(self, parts: int, now_ns: int) -> TokenPlan:
         """As `Plan` has it."""
