@@ -404,6 +404,56 @@ def test_a_merge_is_the_same_either_way_and_adds_nothing_that_is_known(copies: t
         assert algorithm.merge(merged, one, now_ns) == merged
 
 
+MINUTE_NS = 60 * SECOND_NS
+ages_ns = st.one_of(
+    st.sampled_from([-MINUTE_NS // 2, -1, 0, MINUTE_NS // 2, MINUTE_NS - 1]),
+    st.integers(-MINUTE_NS // 2, MINUTE_NS - 1),
+)
+two_counters = st.tuples(ages_ns, st.integers(0, 20), st.integers(0, 20)).map(list).filter(lambda told: any(told[1:]))
+
+
+@given(two_counters, two_counters)
+def test_sliding_windows_of_any_two_ages_merge_into_one_by_which_as_much_counts(
+    one: list[int], other: list[int]
+) -> None:
+    limit = limit_of("sliding_window", "10/m")
+    algorithm = build(limit, PPM, 1, NOW_NS, Wall())
+    states = [algorithm.unpack(told, limit.period_s, NOW_NS) for told in (one, other)]
+    merged = algorithm.merge(states[0], states[1], NOW_NS)
+    assert algorithm.merge(states[1], states[0], NOW_NS) == merged
+    assert algorithm.merge(merged, merged, NOW_NS) == merged
+    each = (spent_later(algorithm, state, limit, NOW_NS) for state in (*states, merged))
+    assert all(both >= max(pair) for *pair, both in zip(*each, strict=True))
+    assert algorithm.full_in_ns(merged, NOW_NS) <= algorithm.memory_ns
+    packed = algorithm.pack(merged, NOW_NS)
+    assert packed is not None
+    assert algorithm.unpack(packed, limit.period_s, NOW_NS) == merged
+
+
+def test_windows_that_begin_a_moment_apart_do_not_count_the_same_grants_twice() -> None:
+    # The owner's window has just ended, its replica's, which heard of it later, has not.
+    algorithm = build(limit_of("sliding_window", "10/m"), PPM, 1, NOW_NS, Wall())
+    told = [[1_000, 10, 0], [MINUTE_NS - 1_000, 0, 10]]
+    owner, replica = (algorithm.unpack(values, 60, NOW_NS) for values in told)
+    assert algorithm.spent(algorithm.merge(owner, replica, NOW_NS), NOW_NS) == 10
+
+
+def test_a_window_whose_only_grants_were_given_back_is_no_window() -> None:
+    algorithm = build(limit_of("sliding_window", "10/m"), PPM, 1, NOW_NS, Wall())
+    state = algorithm.unpack([MINUTE_NS - 1, 4, 3], 60, NOW_NS)
+    state = algorithm.refund(state, 3, NOW_NS)
+    later_ns = NOW_NS + MINUTE_NS // 2
+    state = algorithm.decide(state, 1, later_ns).state
+    assert algorithm.pack(state, later_ns) == [0, 0, 1]
+
+
+def test_a_clock_that_was_read_before_the_last_grant_brings_no_log_out_of_order() -> None:
+    algorithm = build(limit_of("sliding_log", "10/m"), PPM, 1, NOW_NS, Wall())
+    state = algorithm.decide(algorithm.decide(None, 1, NOW_NS).state, 1, NOW_NS - 1).state
+    assert algorithm.pack(state, NOW_NS) == [0, 1, 0, 1]
+    assert algorithm.pack(state, NOW_NS - 1) == [0, 1, 0, 1]
+
+
 @given(two_copies(), st.sampled_from([-NOW_NS, 0, 10**15]))
 def test_a_state_is_told_whole_to_a_node_whose_clock_began_elsewhere(
     copies: tuple[Key, State, State], clock_ns: int
