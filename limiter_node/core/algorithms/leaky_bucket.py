@@ -17,12 +17,8 @@ spaces grants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from limiter_node.core.algorithms.face import Decision
 from limiter_node.core.algorithms.token_bucket import TokenBucket
-
-if TYPE_CHECKING:
-    from limiter_node.core.algorithms.face import Decision
 
 
 class LeakyBucket(TokenBucket):
@@ -35,4 +31,5 @@ class LeakyBucket(TokenBucket):
         decision = super().decide(state, cost, now_ns)
         if not decision.allowed:
             return decision
-        return decision._replace(wait_ns=0 if state is None else self.full_in_ns(state, now_ns))
+        wait_ns = 0 if state is None else self.full_in_ns(state, now_ns)
+        return Decision(*decision[:5], wait_ns)  # half the time of `_replace`
