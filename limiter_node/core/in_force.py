@@ -7,19 +7,28 @@ which plan a check comes under is the engine's business.
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from limiter_node.core.plan import Plan
+from limiter_node.core.joint_plan import JointPlan
+from limiter_node.core.limits import under
+from limiter_node.core.plan import tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS
+from limiter_node.core.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from limiter_node.core.adaptive.gate import Gate
+    from limiter_node.core.algorithms.face import Wall
     from limiter_node.core.entries import Entries
-    from limiter_node.core.rules import KeyEntry, Limit, Rule
-    from limiter_node.core.table import Census, Shard
+    from limiter_node.core.limits import Limits
+    from limiter_node.core.plan import Plan
+    from limiter_node.core.rules import KeyEntry, Rule
+    from limiter_node.core.table import Census
+
+OWN = ""
+"""Name of a retired plan of keys' own limits: it does not come back, its keys do."""
 
 
 class RuleInForce:
@@ -33,10 +42,11 @@ class RuleInForce:
     """
 
     __slots__ = (
-        "census",
+        "_census",
+        "_entries",
+        "_wall",
         "changed",
         "default",
-        "entries",
         "gate",
         "multiplier_ppm",
         "only",
@@ -48,16 +58,19 @@ class RuleInForce:
         "rule",
     )
 
-    def __init__(self, rule: Rule, multiplier_ppm: int, now_ns: int, census: Census, entries: Entries) -> None:
+    def __init__(
+        self, rule: Rule, multiplier_ppm: int, now_ns: int, *, census: Census, wall: Wall, entries: Entries
+    ) -> None:
         self.gate: Gate | None = None  # of the backend that the rule names
-        self.census = census
-        self.entries = entries
+        self._census = census
+        self._wall = wall
+        self._entries = entries
         self.plans: dict[str, Plan] = {}
-        self.own: dict[Limit, Plan] = {}
         self.patterns: dict[str, Plan] = {}
-        # Of segments no longer listed and patterns without numbers, until their last bucket is full: their keys may
-        # come back under another plan. No segment has the name of a pattern.
-        self.retired: dict[str, Plan] = {}
+        self.own: dict[Limits, Plan] = {}  # by the limits as written: the rule's decide what they leave open
+        # Of segments and patterns that have no limits any more, or others, until their last bucket is full: their keys
+        # may come back under another plan, they themselves under their name (no segment has that of a pattern).
+        self.retired: list[tuple[str, Plan]] = []
         self.only: Plan | None = None
         self.changed: set[str] = set()  # keys granted something since `Engine.take_changed`
         self.set_rule(rule, multiplier_ppm, now_ns)
@@ -67,108 +80,139 @@ class RuleInForce:
         self.rule = rule
         self.multiplier_ppm = multiplier_ppm
         for segment in self.plans.keys() - rule.limits.keys():
-            self.retired[segment] = self.plans.pop(segment)
-        for segment, limit in rule.limits.items():
-            plan = self.plans.get(segment) or self.retired.pop(segment, None)
-            if plan is None:
-                plan = self._new_plan(segment, limit, now_ns)
-            else:
-                plan.set_numbers(limit, multiplier_ppm, now_ns)
-            self.plans[segment] = plan
+            self.retired.append((segment, self.plans.pop(segment)))
+        for segment, limits in rule.limits.items():
+            self._set_plan(self.plans, segment, limits, now_ns)
         self.default = self.plans[DEFAULT_SEGMENT]
         self.priority = rule.priorities[DEFAULT_SEGMENT]
-        for plan in self.retired.values():
-            plan.set_numbers(self.default.limit, multiplier_ppm, now_ns)
-        for plan in chain(self.own.values(), self.patterns.values()):
-            plan.set_numbers(plan.limit, multiplier_ppm, now_ns)
+        for name in self.patterns:
+            self._set_plan(self.patterns, name, self._in_full(self._entries.named[name].limits[rule.name]), now_ns)
+        for written, plan in list(self.own.items()):
+            limits = self._in_full(written)
+            if plan.fits(limits):
+                plan.set_numbers(limits, multiplier_ppm, now_ns)
+            else:
+                self.retired.append((OWN, self.own.pop(written)))
+        for _, plan in self.retired:
+            self._fade(plan, now_ns)
         self._relate()
 
-    def plan_of(self, entry: KeyEntry, limit: Limit, now_ns: int) -> Plan:
-        """The plan of numbers that an entry gives for this rule, made when it is first asked for."""
+    def plan_of(self, entry: KeyEntry, written: Limits, now_ns: int) -> Plan:
+        """The plan of the limits that an entry gives for this rule, made when it is first asked for."""
         if entry.pattern is None:
-            plan = self.own.get(limit)
+            plan = self.own.get(written)
             if plan is None:
-                # A single dict: mostly there are few keys of the same numbers, and tables by the thousand.
-                plan = self.own[limit] = self._new_plan(DEFAULT_SEGMENT, limit, now_ns, shards=1)
+                # A single dict: mostly few keys have the same numbers, and such plans may come by the thousand.
+                plan = self.own[written] = self._new_plan(DEFAULT_SEGMENT, self._in_full(written), now_ns, shards=1)
             return plan
         plan = self.patterns.get(entry.pattern)
         if plan is None:
-            plan = self.retired.pop(entry.pattern, None)
-            if plan is None:
-                plan = self._new_plan(DEFAULT_SEGMENT, limit, now_ns)
-            else:
-                plan.set_numbers(limit, self.multiplier_ppm, now_ns)
-            self.patterns[entry.pattern] = plan
+            plan = self._set_plan(self.patterns, entry.pattern, self._in_full(written), now_ns)
             self._relate()
         return plan
 
-    def change_pattern(self, name: str, limit: Limit | None, now_ns: int) -> None:
-        """Give a pattern that had numbers for this rule others, or (None) no more."""
+    def change_pattern(self, name: str, written: Limits | None, now_ns: int) -> None:
+        """Give a pattern that had limits for this rule others, or (None) no more."""
         plan = self.patterns.get(name)
         if plan is None:
             return
-        if limit is None:
-            self.retired[name] = self.patterns.pop(name)
-            self._relate()
-        plan.set_numbers(limit or self.default.limit, self.multiplier_ppm, now_ns)
+        if written is not None:
+            self._set_plan(self.patterns, name, self._in_full(written), now_ns)
+        else:
+            self.retired.append((name, self.patterns.pop(name)))
+            self._fade(plan, now_ns)
+        self._relate()
 
-    def take_own(self, key: str, limit: Limit, now_ns: int) -> int:
-        """Take a key away from the plan of its own numbers; returns the units that it has spent."""
-        plan = self.own.get(limit)
-        if plan is None:
-            return 0
-        spent = plan.table.pop_spent(key, now_ns)
-        if plan.share is not None:
-            plan.share.table.pop_spent(key, now_ns)
-        # Whichever key is the last to leave, then or later, takes the plan along.
-        if not any(map(len, plan.tables())):
-            del self.own[limit]
-        return spent or 0
+    def leave_own(self, key: str, written: Limits) -> None:
+        """Forget a key under the plan of its own limits, and with the last key, whoever that is, the plan."""
+        held = tables(self.own[written])
+        for table in held:
+            table.forget(key)
+        if not any(map(len, held)):
+            del self.own[written]
 
     def places(self, key: str) -> Iterator[Plan]:
         """The plans that may hold a key's bucket; at most one does."""
         yield from self.plans.values()
-        yield from self.retired.values()
+        for _, plan in self.retired:
+            yield plan
         if self.own or self.patterns:
-            for entry in self.entries.matching(key):
-                limit = entry.limits.get(self.rule.name)
-                if limit is not None:
-                    plan = self.own.get(limit) if entry.pattern is None else self.patterns.get(entry.pattern)
-                    if plan is not None:
-                        yield plan
+            for entry in self._entries.matching(key):
+                written = entry.limits.get(self.rule.name)
+                if written is not None:
+                    own = self.own.get(written) if entry.pattern is None else self.patterns.get(entry.pattern)
+                    if own is not None:
+                        yield own
 
     def holding(self, key: str) -> Plan | None:
         """The plan whose table has the key's bucket."""
-        return next((plan for plan in self.places(key) if plan.table.state(key) is not None), None)
+        return next((plan for plan in self.places(key) if plan.has(key)), None)
 
     def drop_empty(self) -> None:
         """Let go of retired plans whose last bucket is full."""
-        empty = [name for name, plan in self.retired.items() if not any(map(len, plan.tables()))]
-        for name in empty:
-            del self.retired[name]
-        if empty:
+        kept = [(name, plan) for name, plan in self.retired if any(map(len, tables(plan)))]
+        if len(kept) < len(self.retired):
+            self.retired = kept
             self._relate()
 
     def all_plans(self) -> Iterator[Plan]:
         """Every plan that may hold buckets."""
-        return chain(self.plans.values(), self.retired.values(), self.own.values(), self.patterns.values())
+        retired = (plan for _, plan in self.retired)
+        return chain(self.plans.values(), retired, self.patterns.values(), self.own.values())
 
-    def release(self) -> list[Shard]:
+    def release(self) -> list[dict[str, Any]]:
         """Forget everything; returns the shards let go."""
-        dropped = [shard for plan in self.all_plans() for table in plan.tables() for shard in table.release()]
-        # Plans refer to this: without them, and without a collector, it goes at once.
-        for plans in (self.plans, self.retired, self.own, self.patterns):
-            plans.clear()
+        dropped = [shard for plan in self.all_plans() for table in tables(plan) for shard in table.release()]
+        # Plans refer to this, and are freed at once only when it does not refer to them.
         del self.default, self.only
+        for held in (self.plans, self.patterns, self.own, self.retired, self.changed):
+            held.clear()
         return dropped
 
-    def _new_plan(self, segment: str, limit: Limit, now_ns: int, shards: int = SHARDS) -> Plan:
-        return Plan(
+    def _set_plan(self, plans: dict[str, Plan], name: str, limits: Limits, now_ns: int) -> Plan:
+        """Have the plan of a segment or pattern go by these limits: the present one, one that was, or a new one."""
+        plan = plans.get(name)
+        if plan is not None and not plan.fits(limits):
+            self.retired.append((name, plan))
+            plan = None
+        if plan is None:
+            known = [each for each in self.retired if each[0] == name and each[1].fits(limits)]
+            if not known:
+                plan = plans[name] = self._new_plan(name if plans is self.plans else DEFAULT_SEGMENT, limits, now_ns)
+                return plan
+            plan = known[0][1]
+            self.retired.remove(known[0])
+        plan.set_numbers(limits, self.multiplier_ppm, now_ns)
+        plans[name] = plan
+        return plan
+
+    def _fade(self, plan: Plan, now_ns: int) -> None:
+        """Have what keys have spent under a retired plan refill as by default, where that goes by the same states."""
+        limits = self.default.limits
+        plan.set_numbers(limits if plan.fits(limits) else plan.limits, self.multiplier_ppm, now_ns)
+
+    def _in_full(self, written: Limits) -> Limits:
+        return under(written, self.default.limits)
+
+    def _new_plan(self, segment: str, limits: Limits, now_ns: int, shards: int = SHARDS) -> Plan:
+        if len(limits) == 1 and limits[0].algorithm == "token_bucket":
+            return TokenPlan(
+                segment,
+                limits,
+                self.multiplier_ppm,
+                now_ns,
+                census=self._census,
+                kin=self,
+                changed=self.changed,
+                shards=shards,
+            )
+        return JointPlan(
             segment,
-            limit,
+            limits,
             self.multiplier_ppm,
             now_ns,
-            census=self.census,
+            wall=self._wall,
+            census=self._census,
             kin=self,
             changed=self.changed,
             shards=shards,

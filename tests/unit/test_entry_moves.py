@@ -8,7 +8,9 @@ import pytest
 from limiter_node.core.backends import parse_record
 from limiter_node.core.engine import SWEEP_PERIOD_NS, Engine
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, Verdict
+from limiter_node.core.plan import Plan
 from limiter_node.core.rules import parse_key_entry, parse_rule
+from limiter_node.core.token_plan import TokenPlan
 
 S = 1_000_000_000
 KEY = "10.1.2.3"
@@ -27,6 +29,12 @@ def engine() -> Engine:
 
 def put(engine: Engine, name: str, document: Any, now_ns: int = 0) -> None:
     engine.set_entry(name, None if document is None else parse_key_entry(name, document), now_ns)
+
+
+def numbers_since(plan: Plan) -> int:
+    """When a plan was last given numbers."""
+    assert isinstance(plan, TokenPlan)
+    return plan.table.clock.since_ns
 
 
 def spend(engine: Engine, cost: int = 1, key: str = KEY, now_ns: int = 0, segment: str | None = None) -> Verdict:
@@ -242,6 +250,43 @@ def test_buckets_under_patterns_expire_and_make_room_like_others(engine: Engine)
     assert engine.buckets == 0
 
 
+@pytest.mark.parametrize("name", [KEY, "10.*"])
+def test_own_numbers_that_name_no_algorithm_go_with_that_of_the_rule(engine: Engine, name: str) -> None:
+    put(engine, name, {"rules": {"api": {"rate": "50/d"}}})
+    left = []
+    for algorithm in ("token_bucket", "sliding_window", "fixed_window", "fixed_window", "token_bucket"):
+        engine.set_rule("api", parse_rule("api", {"rate": "100/d", "algorithm": algorithm}), 0)
+        left.append(spend(engine, 3).remaining)
+        assert bucket(engine).algorithm == algorithm
+        assert engine.buckets == 1
+        engine.rules["api"].drop_empty()
+    # Another algorithm starts full, the same one goes on.
+    assert left == [47, 47, 47, 44, 47]
+
+
+def test_of_several_limits_each_keeps_what_was_spent_under_it(engine: Engine) -> None:
+    engine.set_rule("api", parse_rule("api", {"limits": [{"rate": "100/m"}, {"rate": "200/d"}]}), 0)
+
+    def left(cost: int) -> list[int]:
+        return [limit.remaining for limit in spend(engine, cost).limits or ()]
+
+    def limits(minute: int, day: int) -> Any:
+        return {"rules": {"api": {"limits": [{"rate": f"{minute}/m"}, {"rate": f"{day}/d"}]}}}
+
+    assert left(5) == [95, 195]
+    put(engine, "10.*", limits(50, 60))
+    assert left(1) == [44, 54]
+    put(engine, "10.*", limits(40, 70))
+    assert left(1) == [33, 63]
+    put(engine, KEY, limits(30, 80))
+    assert left(1) == [22, 72]
+    put(engine, KEY, None)
+    assert left(1) == [31, 61]
+    put(engine, "10.*", None)
+    assert left(1) == [90, 190]
+    assert engine.buckets == 1
+
+
 def test_keys_whose_own_numbers_are_the_same_share_a_plan_and_no_bucket(engine: Engine) -> None:
     for key in ("a", "b", "c"):
         put(engine, key, numbers(50))
@@ -268,10 +313,9 @@ def test_an_entry_that_changes_in_one_rule_leaves_the_others_alone(engine: Engin
     for name in ("k", "k*"):
         put(engine, name, {"rules": both})
         assert [engine.check(Check(rule, "k", 5), 0) for rule in ("api", "other")]
-        plans = engine.rules["other"].all_plans()
-        before = [(plan, plan.table.clock.since_ns, len(plan.table)) for plan in plans]
+        plans = list(engine.rules["other"].all_plans())
+        before = [numbers_since(plan) for plan in plans]
         put(engine, name, {"rules": {**both, "api": {"rate": "1/d", "burst": 70}, "unknown": {"rate": "1/s"}}}, S)
-        assert before == [
-            (plan, plan.table.clock.since_ns, len(plan.table)) for plan in engine.rules["other"].all_plans()
-        ]
+        assert list(engine.rules["other"].all_plans()) == plans
+        assert [numbers_since(plan) for plan in plans] == before
         put(engine, name, None)
