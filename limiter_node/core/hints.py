@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NEAR = 0.65
-"""Of difflib's ratio: `brust` is 0.8 like `burst`, `tokenbucket` 0.96 like `token_bucket`, `api` 0.33 like `backend`."""
+"""Of difflib's ratio: `brust` is 0.8 like `burst`, `slo` 0.67 like `slo_ms`; `comment` is 0.53 like `segments`."""
 
 _UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s"),
