@@ -18,7 +18,7 @@ from limiter_node.core.hints import did_you_mean
 from limiter_node.core.rules import parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from limiter_node.control.rulebook import RuleBook
@@ -76,9 +76,35 @@ def check_file(path: Path) -> dict[str, Any]:
     return reading.documents
 
 
+def check_files(paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The documents of each file; raises `ConfigError` listing every problem of all of them."""
+    checked: dict[Path, dict[str, Any]] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            checked[path] = check_file(path)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(tuple(problems))
+    return checked
+
+
+def merged(files: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    """The documents of several files as of one; raises `ConfigError` for each that is in more than one of them."""
+    documents: dict[str, Any] = {}
+    homes: dict[str, Path] = {}
+    problems: list[str] = []
+    for path, found in files.items():
+        problems += [f"{path}: {key}: is in {homes[key]} too; allowed: in one file" for key in found if key in homes]
+        homes.update(dict.fromkeys(found, path))
+        documents.update(found)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return documents
+
+
 def _placed(path: Path, line: int | None, problem: str) -> str:
-    # JSON can spell half a character, which no terminal takes.
-    problem = problem.encode(errors="backslashreplace").decode()
     return f"{path}: {problem}" if line is None else f"{path}:{line}: {problem}"
 
 

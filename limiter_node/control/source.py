@@ -9,8 +9,10 @@ which readers take the last, and a name that YAML makes something else of: `on` 
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -48,7 +50,8 @@ class Source:
                 self.content, has_twice = _json(text)
                 self.lost = [*_lost(self._root)] if has_twice else []
             else:
-                self.content, self.lost = self._yaml()
+                with _no_collector():
+                    self.content, self.lost = self._yaml()
         except json.JSONDecodeError as error:
             raise BadText(error.msg, error.lineno) from None
         except yaml.MarkedYAMLError as error:
@@ -105,6 +108,21 @@ class Source:
             loader.dispose()
 
 
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep Python from looking for garbage again and again among nodes that are all in use.
+
+    With 100,000 keys in YAML that took 9 s of 13; no node of a text is left over in a cycle, save by a recursive alias.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _json(text: bytes) -> tuple[Any, bool]:
     """What a JSON text says, and whether an object of it has a name twice."""
     has_twice = False
@@ -115,7 +133,10 @@ def _json(text: bytes) -> tuple[Any, bool]:
         has_twice = has_twice or len(found) < len(pairs)
         return found
 
-    return json.loads(text, object_pairs_hook=made, parse_constant=_refuse), has_twice
+    content = json.loads(text, object_pairs_hook=made, parse_constant=_refuse)
+    if b"\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # raises for half a character, which JSON can spell
+    return content, has_twice
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -69,6 +69,7 @@ def test_json_that_is_no_yaml_is_read_all_the_same() -> None:
         (b"a: 2001-99-99", False, None),
         (b'{"rules":\n{,}}', True, 2),
         (b'{"a": NaN}', True, None),
+        (b'{"a": "\\ud800"}', True, None),
         (b"[" * 100_000, True, None),
         (b"\xff\xff{}", True, None),
     ],
