@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 import structlog
 import uvloop
 
 from limiter_node import __version__, settings
 from limiter_node.control.rules_file import SECTIONS, check_files, merged
 from limiter_node.core.errors import ConfigError
+from limiter_node.status import NoStatus, admin_url, fetch, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -221,6 +223,37 @@ def apply(files: tuple[Path, ...], *, dry_run: bool, prune: bool, **options: Any
         click.echo(f"limiter-node: {error}", err=True)
         sys.exit(1)
     narrator.sum_up()
+
+
+@main.command()
+@_option("--admin", "Admin API of any node: a URL, or HOST:PORT.", default="http://127.0.0.1:8081", metavar="URL")
+@_option("--json", "Print the document of GET /v1/status instead.", is_flag=True)
+def status(*, admin: str, json: bool) -> None:
+    """Show the fleet as one node sees it.
+
+    Node, etcd, leader and configuration, then the members of the ring with their share of the keys, the backends with
+    their multiplier, and what is wrong with the configuration.
+
+    \b
+        $ limiter-node status --admin http://127.0.0.1:8081
+        node    node-1 0.1.0, ready
+        etcd    connected, revision 42
+        ...
+
+    Exit code 0, 1 when the node does not answer, 2 for a wrong option.
+    """
+    try:
+        url = admin_url(admin)
+    except ValueError as error:
+        click.echo(f"limiter-node: --admin: {error}", err=True)
+        sys.exit(2)
+    try:
+        body = fetch(url)
+        shown = tables(body)
+    except NoStatus as error:
+        click.echo(f"limiter-node: {error}", err=True)
+        sys.exit(1)
+    click.echo(msgspec.json.format(body, indent=2) if json else shown)
 
 
 def _checked(files: tuple[Path, ...]) -> dict[Path, dict[str, Any]]:

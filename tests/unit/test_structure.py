@@ -14,7 +14,8 @@ MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for pa
 PARTS = {
     "__init__": set[str](),
     "__main__": {"cli"},
-    "cli": {"app", "applying", "control", "settings", "core", "version"},  # most commands need no node
+    "cli": {"app", "applying", "control", "settings", "status", "core", "version"},  # most commands need no node
+    "status": {"settings", "core"},
     "applying": {"control"},
     "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
     "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
