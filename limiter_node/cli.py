@@ -20,6 +20,7 @@ import uvloop
 from limiter_node import __version__, settings
 from limiter_node.control.rules_file import SECTIONS, check_files, merged
 from limiter_node.core.errors import ConfigError
+from limiter_node.core.schema import rules_file_schema
 from limiter_node.status import NoStatus, admin_url, fetch, tables
 
 if TYPE_CHECKING:
@@ -223,6 +224,20 @@ def apply(files: tuple[Path, ...], *, dry_run: bool, prune: bool, **options: Any
         click.echo(f"limiter-node: {error}", err=True)
         sys.exit(1)
     narrator.sum_up()
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a rules file, for editors.
+
+    An editor with the YAML language server then completes, explains and checks fields as you type:
+
+    \b
+        $ limiter-node schema > rules.schema.json
+        $ head -1 rules.yaml
+        # yaml-language-server: $schema=rules.schema.json
+    """
+    click.echo(msgspec.json.format(msgspec.json.encode(rules_file_schema()), indent=2))
 
 
 @main.command()

@@ -36,7 +36,8 @@ SAMPLES_UNTOLD = 100
 """What quantiles are taken to be of where nobody says: a monitor knows what it says."""
 
 ERROR_LABEL_ALLOWED = "LABEL=VALUE, LABEL!=VALUE, LABEL=~REGEX or LABEL!~REGEX, such as code=~5.."
-_URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+URL_PATTERN = r"https?://[^\s/]+(/\S*)?"
+_URL = re.compile(URL_PATTERN)
 _ERROR_LABEL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(=~|!~|!=|=)(.*)", re.DOTALL)
 
 

@@ -29,7 +29,8 @@ SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 RATE_PATTERN = r"([0-9]{1,13})/([0-9]{0,9})([smhd])"
 _RATE = re.compile(RATE_PATTERN, re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+_NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 NAME_ALLOWED = "1 to 64 of A-Z a-z 0-9 . _ -"
 RATE_ALLOWED = (
