@@ -27,6 +27,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _AS_WRITTEN = {"str", "int", "merge"}
 _PLAIN_INT = re.compile("-?(0|[1-9][0-9]*)")
 _NAME_END = re.compile(r"[/.:\[]|$")
+_INDEX = re.compile(r"[0-9]{1,9}(?=[].:]|$)")
 _SEPARATOR = re.compile(r"\A\]?(\.|: ?|/|\[)")
 
 
@@ -86,7 +87,8 @@ class Source:
                 name = path[: match.start()]
                 if name in entries:
                     return *entries[name], path[match.start() :]
-        elif isinstance(node, yaml.SequenceNode) and (index := re.match("[0-9]+", path)):
+        index = _INDEX.match(path)
+        if isinstance(node, yaml.SequenceNode) and index and int(index[0]) < len(node.value):
             item = node.value[int(index[0])]
             return item, item, path[index.end() :]
         return None

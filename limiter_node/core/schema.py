@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from limiter_node.core.backends import URL_PATTERN, BackendDoc
-from limiter_node.core.rules import NAME_PATTERN, RATE_ALLOWED, RATE_PATTERN, KeyDoc, RuleDoc
+from limiter_node.core.limits import RATE_ALLOWED, RATE_PATTERN, WINDOWS
+from limiter_node.core.rules import LIMITS_MAX, NAME_PATTERN, KeyDoc, RuleDoc
 
 
 class FileDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,6 +35,8 @@ DESCRIPTIONS = {
     "rate": f"Tokens that come back in a period: {RATE_ALLOWED}.",
     "burst": "Tokens that a key can hold, 1 or more. Default: COUNT of the rate beside it.",
     "algorithm": "How is counted. Default: token_bucket.",
+    "timezone": "Time zone whose days, weeks and months a fixed_window follows, such as Europe/Berlin. Default: UTC.",
+    "limits": "Several limits, taken together or not at all, in place of rate, burst, algorithm and timezone.",
     "segments": "Other numbers for some keys, such as premium and free, by the name of the segment.",
     "backend": "What this rule protects: its numbers shrink while that backend suffers. Default: none.",
     "priority": "0 to 9: 9 is shed first when the backend suffers, 0 last. Default: 5, in a segment the rule's.",
@@ -64,15 +67,25 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     "FileDoc.backends": {"propertyNames": _NAMES},
     "KeyDoc.rules": {"propertyNames": _NAMES},
     "segments": {"propertyNames": _NAMES},
-    "rate": {"pattern": f"^(?=0*[1-9]){RATE_PATTERN}$", "examples": ["100/s", "10/30s", "1000/d"]},
+    "rate": {"type": "string", "pattern": f"^(?=0*[1-9]){RATE_PATTERN}$", "examples": ["100/s", "10/30s", "1000/d"]},
+    "limits": {"minItems": 1, "maxItems": LIMITS_MAX},
     "fallback": {"anyOf": [{"const": "hold"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}]},
     "url": {"pattern": f"^{URL_PATTERN}$"},
     "error_label": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*(=~|!~|!=|=)"},
 }
 """Keywords of a field that its type does not say, by the same names."""
 
+_NO_NUMBERS = {"not": {"anyOf": [{"required": [field]} for field in ("rate", "burst", "algorithm", "timezone")]}}
+_ONE_LIMIT = {"required": ["rate"], "not": {"required": ["limits"]}}
+_WINDOWS_HAVE_NO_BURST = {
+    "not": {"required": ["algorithm", "burst"], "properties": {"algorithm": {"enum": list(WINDOWS)}}}
+}
+_NUMBERS = {"anyOf": [_ONE_LIMIT, {"required": ["limits"], **_NO_NUMBERS}], **_WINDOWS_HAVE_NO_BURST}
 _NEEDS: dict[str, dict[str, Any]] = {
-    "SegmentDoc": {"anyOf": [{"required": ["rate"]}, {"not": {"required": ["burst"]}}]},
+    "LimitDoc": _WINDOWS_HAVE_NO_BURST,
+    "NumbersDoc": _NUMBERS,
+    "RuleDoc": _NUMBERS,
+    "SegmentDoc": {"anyOf": [_ONE_LIMIT, _NO_NUMBERS], **_WINDOWS_HAVE_NO_BURST},
     "PollDoc": {
         "anyOf": [
             {"properties": {"format": {"const": "json"}}},

@@ -9,7 +9,7 @@ import pytest
 
 from limiter_node.control.rules_file import check_file
 from limiter_node.core.errors import ConfigError
-from limiter_node.core.rules import COUNT_MAX
+from limiter_node.core.limits import COUNT_MAX
 from limiter_node.core.schema import _EXTRAS, _NEEDS, DESCRIPTIONS, rules_file_schema
 
 SCHEMA = rules_file_schema()
@@ -20,6 +20,10 @@ FIELDS = {(name, field) for name, shape in TYPES.items() for field in shape["pro
 
 def rule(**fields: Any) -> dict[str, Any]:
     return {"rules": {"api": {"rate": "100/s", **fields}}}
+
+
+def limits(*each: Any, **fields: Any) -> dict[str, Any]:
+    return {"rules": {"api": {"limits": list(each), **fields}}}
 
 
 def backend(**fields: Any) -> dict[str, Any]:
@@ -34,6 +38,11 @@ GOOD = [
         rate="10/30s", burst=None, shadow=True, segments={"free": {"rate": "1/d", "burst": 5}, "vip": {"priority": 1}}
     ),
     rule(rate=f"{COUNT_MAX}/366d", backend=None),
+    rule(rate="10000/month", algorithm="fixed_window", timezone="Europe/Berlin"),
+    *(rule(algorithm=algorithm) for algorithm in ("leaky_bucket", "fixed_window", "sliding_window", "sliding_log")),
+    limits({"rate": "10/s"}, {"rate": "1000/d", "algorithm": "fixed_window", "timezone": None}),
+    rule(segments={"free": {"limits": [{"rate": "1/s"}]}, "vip": {"rate": "1/s", "algorithm": "fixed_window"}}),
+    {"keys": {"k": {"rules": {"api": {"limits": [{"rate": "1/s", "burst": 5}]}}}}},
     {"keys": {"user:42": {"segment": "x"}, "10.1.2.3": {"rules": {"api": {"rate": "5/s"}}}, "k" * 512: {}}},
     backend(),
     backend(adaptive="observe", slo_ms=0.5, error_rate_max=0, min=0.1, max=1, fallback=0.5, stale_after_s=1),
@@ -60,6 +69,17 @@ BAD: list[Any] = [
     rule(segments={"a/b": {}}),
     rule(segments={"free": {"burst": 5}}),
     rule(segments={"free": {"rate": "x"}}),
+    rule(segments={"free": {"algorithm": "fixed_window"}}),
+    rule(algorithm="sliding_log", burst=5),
+    rule(timezone=5),
+    rule(limits=[{"rate": "1/s"}]),
+    limits(),
+    limits({}),
+    limits("10/s"),
+    limits({"rate": "x"}),
+    limits({"rate": "1/s", "algorithm": "fixed_window", "burst": 1}),
+    limits({"rate": "1/s"}, burst=5),
+    limits(*[{"rate": "1/s"}] * 9),
     {"keys": {"": {}}},
     {"keys": {"k" * 513: {}}},
     {"keys": {"k": {"segmnt": "x"}}},

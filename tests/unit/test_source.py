@@ -37,6 +37,8 @@ def yaml(text: str) -> Source:
         ("rules/api: segments.gold.eu.brust: unknown field", 6),
         ("rules/api: limits[1].rate: 'x' is no rate", 10),
         ("rules/api: limits.0.rate: 'x' is no rate", 9),
+        ("rules/api: limits: 1 limits; allowed: 2", 8),
+        ("rules/api: limits[2].rate: is required", 8),
         ("rules/api: burst: is required", 3),
         ("keys//a.b: c: segment: Expected str", 13),
         ("keys/user:42: segment: Expected str", 14),
