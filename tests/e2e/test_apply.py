@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from limiter_node.cli import main
 from limiter_node.control.apply import OPERATIONS_MAX, TRIES, NotApplied, _batches, apply
 from limiter_node.control.changes import Change
 from limiter_node.control.etcd_link import EtcdConfig
 from tests.etcd_process import EtcdProcess, free_ports
-from tests.harness import CliResult, NodeProcess, check, eventually, get_json, run_cli
+from tests.harness import CliResult, run_cli
 
 PREFIX = "/limiter"
 RULES = """
@@ -45,8 +47,11 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def run(etcd: EtcdProcess, *args: str | Path) -> CliResult:
-    return run_cli("apply", *map(str, args), "--etcd", etcd.url)
+def run(etcd: EtcdProcess, *args: str | Path, env: dict[str, str] | None = None) -> CliResult:
+    """As `run_cli`, in this process, which saves the half second that a new one takes."""
+    done = CliRunner(env=env).invoke(main, ["apply", *map(str, args), "--etcd", etcd.url])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return CliResult(done.exit_code, done.stdout, done.stderr)
 
 
 def held(etcd: EtcdProcess) -> dict[str, str]:
@@ -81,13 +86,6 @@ def test_a_file_is_written_by_one_transaction_and_then_nothing_more(etcd: EtcdPr
     again = run(etcd, file)
     assert (again.code, again.stdout) == (0, "0 added, 0 changed, 0 deleted, 4 unchanged\n")
     assert revision(etcd) == before + 1
-
-
-def test_what_is_applied_is_in_force_on_a_running_node(etcd: EtcdProcess, file: Path) -> None:
-    with NodeProcess(etcd=etcd.url) as node:
-        assert run(etcd, file).code == 0
-        eventually(lambda: "api" in get_json(node.admin, "/v1/rules")["rules"])
-        assert check(node, "api", "bob").body["limit"] == 200
 
 
 def test_a_dry_run_tells_what_the_run_will_and_writes_nothing(etcd: EtcdProcess, file: Path) -> None:
@@ -244,21 +242,22 @@ def test_tls_and_a_log_in_work_as_with_serve(file: Path) -> None:
         etcd.enable_auth("root-password", limiter="secret")
         tls = etcd.certificates
         assert tls is not None
-        options = ["--etcd-ca", str(tls.ca), "--etcd-cert", str(tls.cert), "--etcd-key", str(tls.key)]
-        refused = run_cli(
-            "apply", str(file), "--etcd", etcd.url, *options, "--etcd-user", "limiter", env=password("no")
-        )
+        options: list[str | Path] = [
+            "--etcd-ca",
+            tls.ca,
+            "--etcd-cert",
+            tls.cert,
+            "--etcd-key",
+            tls.key,
+            "--etcd-user",
+            "limiter",
+        ]
+        refused = run(etcd, file, *options, env={"LIMITER_ETCD_PASSWORD": "no"})
         assert refused.code == 1
         assert "authentication failed" in refused.output
-        done = run_cli(
-            "apply", str(file), "--etcd", etcd.url, *options, "--etcd-user", "limiter", env=password("secret")
-        )
+        done = run(etcd, file, *options, env={"LIMITER_ETCD_PASSWORD": "secret"})
         assert done.code == 0, done.output
         assert len(held(etcd)) == 4
-
-
-def password(text: str) -> dict[str, str]:
-    return {"LIMITER_ETCD_PASSWORD": text}
 
 
 @pytest.mark.parametrize(
