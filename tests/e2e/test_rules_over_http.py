@@ -1,4 +1,4 @@
-"""What rules of every algorithm and of several limits look like to callers: verdicts, headers, buckets, explanations."""
+"""What rules of every algorithm and of several limits look like to callers: verdicts, buckets, explanations."""
 
 import json
 from collections.abc import Iterator
