@@ -6,7 +6,7 @@ from math import ceil, floor
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from limiter_node.core.algorithms import build
@@ -409,9 +409,11 @@ ages_ns = st.one_of(
     st.sampled_from([-MINUTE_NS // 2, -1, 0, MINUTE_NS // 2, MINUTE_NS - 1]),
     st.integers(-MINUTE_NS // 2, MINUTE_NS - 1),
 )
-two_counters = st.tuples(ages_ns, st.integers(0, 20), st.integers(0, 20)).map(list).filter(lambda told: any(told[1:]))
+counter = st.one_of(st.just(0), st.sampled_from([1, 10]), st.integers(0, 20))
+two_counters = st.tuples(ages_ns, counter, counter).map(list).filter(lambda told: any(told[1:]))
 
 
+@settings(max_examples=300)  # cheap, and its corners are far apart
 @given(two_counters, two_counters)
 def test_sliding_windows_of_any_two_ages_merge_into_one_by_which_as_much_counts(
     one: list[int], other: list[int]
@@ -436,6 +438,21 @@ def test_windows_that_begin_a_moment_apart_do_not_count_the_same_grants_twice() 
     told = [[1_000, 10, 0], [MINUTE_NS - 1_000, 0, 10]]
     owner, replica = (algorithm.unpack(values, 60, NOW_NS) for values in told)
     assert algorithm.spent(algorithm.merge(owner, replica, NOW_NS), NOW_NS) == 10
+
+
+@given(two_counters, st.integers(2 * MINUTE_NS, 3 * MINUTE_NS))
+def test_a_window_of_which_nothing_counts_any_more_adds_nothing(told: list[int], later_ns: int) -> None:
+    limit = limit_of("sliding_window", "10/m")
+    algorithm = build(limit, PPM, 1, NOW_NS, Wall())
+    bygone = algorithm.unpack([0, 10, 10], limit.period_s, NOW_NS)
+    state = algorithm.unpack(told, limit.period_s, NOW_NS + later_ns)
+    for merged in (
+        algorithm.merge(bygone, state, NOW_NS + later_ns),
+        algorithm.merge(state, bygone, NOW_NS + later_ns),
+    ):
+        assert merged == state
+    nothing = algorithm.merge(bygone, bygone, NOW_NS + later_ns)
+    assert algorithm.pack(nothing, NOW_NS + later_ns) is None
 
 
 def test_a_window_whose_only_grants_were_given_back_is_no_window() -> None:
