@@ -9,42 +9,33 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
-from limiter_node.core.model import DURATION_MAX_NS, Name
+from limiter_node.core.limits import (
+    BUCKETS,
+    CALENDAR,
+    COUNT_MAX,
+    LOG_COUNT_MAX,
+    WINDOWS,
+    Limit,
+    Limits,
+    check_timezone,
+    describe_limits,
+    match_rate,
+    parse_rate,
+    under,
+)
+from limiter_node.core.model import Name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-COUNT_MAX = 10**12
-"""Largest count in a rate and largest burst, in tokens: exact in JSON everywhere, and below `model.COST_MAX`."""
-
-PERIOD_MAX_S = 366 * 86_400
-LOG_COUNT_MAX = 1_000
-"""Largest count of a `sliding_log`: it keeps and copies every grant of a period, and 500 such logs fit a frame."""
-
-DEFAULT_SEGMENT = "default"
-SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
-CALENDAR = {"d": "day", "week": "week", "month": "month"}
-"""Periods that begin when the calendar says so."""
-
-BUCKETS = ("token_bucket", "leaky_bucket")
-"""Algorithms that have a `burst`."""
-
-WINDOWS = ("fixed_window", "sliding_window", "sliding_log")
-"""Those that have none."""
-
-_RATE = re.compile(r"([0-9]{1,13})/(?:([0-9]{0,9})([smhd])|(week|month))", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 NAME_ALLOWED = "1 to 64 of A-Z a-z 0-9 . _ -"
-RATE_ALLOWED = (
-    f"COUNT/PERIOD such as 100/s, 10/30s or 1000/d: COUNT 1 to {COUNT_MAX}, "
-    "PERIOD s, m, h, d or a whole number of them up to 366d; with fixed_window also week and month"
-)
+DEFAULT_SEGMENT = "default"
 LIMITS_MAX = 8
 """Limits in one rule: each costs every check of it the time of one."""
 
@@ -100,64 +91,6 @@ class KeyDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     segment: Name | None = None
     rules: dict[str, NumbersDoc] = {}
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """A limit with its defaults filled in: `count` tokens per `period_s` seconds, at most `burst` at once."""
-
-    rate: str
-    count: int
-    period_s: int
-    burst: int
-    algorithm: str | None = "token_bucket"  # None: of a key's own numbers, until it is known what they are numbers of
-    timezone: str | None = None  # None: UTC
-
-    @property
-    def window_s(self) -> int:
-        """Seconds in which an empty bucket is full again at multiplier 1, rounded up."""
-        return min(-(-self.burst * self.period_s // self.count), DURATION_MAX_NS)
-
-    @property
-    def calendar(self) -> str | None:
-        """`day`, `week` or `month`, where the period is one of them; a month has no fixed length."""
-        return CALENDAR.get(self.rate.partition("/")[2])
-
-    def under(self, base: Limit) -> Limit:
-        """With what this limit does not say for itself: the algorithm, and the time zone, of the one it replaces.
-
-        Where it has what that algorithm cannot have: one with a month or a time zone is a fixed window, one with a
-        burst a token bucket, and one too large for a log a sliding window.
-        """
-        if self.algorithm is not None:
-            return self
-        algorithm, timezone = base.algorithm, self.timezone
-        if timezone is not None or self.calendar == "month":
-            algorithm = "fixed_window"
-        elif self.burst != self.count and algorithm in WINDOWS:
-            algorithm = "token_bucket"
-        elif self.count > LOG_COUNT_MAX and algorithm == "sliding_log":
-            algorithm = "sliding_window"
-        if algorithm == base.algorithm and timezone is None and self.calendar:
-            timezone = base.timezone
-        return msgspec.structs.replace(self, algorithm=algorithm, timezone=timezone)
-
-    def describe(self) -> dict[str, Any]:
-        """As a document with every default spelled out."""
-        document: dict[str, Any] = {"rate": self.rate, "algorithm": self.algorithm}
-        if self.algorithm in BUCKETS:
-            document["burst"] = self.burst
-        if self.timezone is not None:
-            document["timezone"] = self.timezone
-        return document
-
-
-Limits = tuple[Limit, ...]
-"""Limits that must all allow, at least one."""
-
-
-def describe_limits(limits: Limits) -> dict[str, Any]:
-    """As the fields of a document."""
-    return limits[0].describe() if len(limits) == 1 else {"limits": [limit.describe() for limit in limits]}
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -237,13 +170,6 @@ def parse_key_entry(key: str, document: Any) -> KeyEntry:
     return KeyEntry(doc.segment, {rule: _limits(entry) for rule, entry in doc.rules.items()})
 
 
-def under(limits: Limits, base: Limits) -> Limits:
-    """Limits in the place of those of `base`: one that replaces one takes its algorithm, unless it says another."""
-    if len(limits) == len(base) == 1:
-        return (limits[0].under(base[0]),)
-    return tuple(limit.under(PLAIN) for limit in limits)
-
-
 def key_problem(key: str) -> str | None:
     """What keeps the text from being a client key, or None: 1 to 512 bytes of UTF-8, no control characters."""
     if key.isascii() and key.isprintable() and 0 < len(key) <= 512:
@@ -275,20 +201,6 @@ def _limit(doc: LimitDoc | NumbersDoc) -> Limit:
     return Limit(doc.rate, count, period_s, doc.burst or count, doc.algorithm, doc.timezone)
 
 
-PLAIN = Limit("1/s", 1, 1, 1)
-"""What a limit that says nothing else is: a token bucket."""
-
-
-def parse_rate(text: str) -> tuple[int, int]:
-    """(tokens, seconds) of a rate such as `100/s` or `10/30s`; raises ValueError that says what is allowed."""
-    match = _RATE.fullmatch(text)
-    if match:
-        count, period_s = int(match[1]), int(match[2] or 1) * SECONDS[match[3] or match[4]]
-        if 1 <= count <= COUNT_MAX and 1 <= period_s <= PERIOD_MAX_S:
-            return count, period_s
-    raise ValueError(f"{text!r} is no rate; allowed: {RATE_ALLOWED}")
-
-
 def _name_problems(path: str, name: Any) -> Iterator[str]:
     # YAML reads an unquoted 10 or yes as something other than text.
     if not isinstance(name, str) or not is_name(name):
@@ -309,11 +221,12 @@ def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> I
             yield from _field_problems(value, fields[name], f"{path}{name}")
         elif shape.__struct_config__.forbid_unknown_fields:
             yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}"
+    if issubclass(shape, NumbersDoc | LimitDoc):
+        yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
+        return
     for name, field in fields.items():
         if field.required and name not in document:
             yield f"{path}{name}: is required"
-    if issubclass(shape, NumbersDoc | LimitDoc):
-        yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
 
 
 def _number_problems(document: dict[str, Any], path: str, *, needs_rate: bool) -> Iterator[str]:
@@ -335,7 +248,7 @@ def _number_problems(document: dict[str, Any], path: str, *, needs_rate: bool) -
 def _mismatches(document: dict[str, Any], path: str) -> Iterator[str]:
     """What the algorithm of one limit cannot have."""
     algorithm, rate = document.get("algorithm"), document["rate"]
-    match = _RATE.fullmatch(rate) if isinstance(rate, str) else None
+    match = match_rate(rate) if isinstance(rate, str) else None
     period = match and rate.partition("/")[2]
     if algorithm in WINDOWS and document.get("burst") is not None:
         yield f"{path}burst: {algorithm} has none; allowed: with {' or '.join(BUCKETS)}"
@@ -366,7 +279,7 @@ def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> 
         return
     try:
         converted = msgspec.convert(value, field.type)
-        if converted is not None and field.name in CHECKED:
+        if isinstance(converted, str) and field.name in CHECKED:
             CHECKED[field.name](converted)
     except msgspec.ValidationError as error:
         yield f"{path}: {_allowed(error, field)}"
@@ -386,14 +299,7 @@ def _shape(type_: Any) -> tuple[type[msgspec.Struct] | None, type | None]:
     return None, None
 
 
-def _check_timezone(name: str) -> None:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no time zone; allowed: an IANA name such as Europe/Berlin") from None
-
-
-CHECKED: dict[str, Callable[[Any], Any]] = {"rate": parse_rate, "timezone": _check_timezone}
+CHECKED: dict[str, Callable[[Any], Any]] = {"rate": parse_rate, "timezone": check_timezone}
 """Fields whose text has a meaning that the types do not know."""
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.algorithms.face import Algorithm, Wall
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 WITHOUT_WALL: dict[str, Callable[[Limit, int, int, int], Algorithm]] = {
     "token_bucket": TokenBucket,

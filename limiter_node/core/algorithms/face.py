@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 State = Any
 """What a key has had: each algorithm's own, immutable, and never None."""

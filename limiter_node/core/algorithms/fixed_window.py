@@ -25,7 +25,7 @@ from limiter_node.core.model import COST_MAX, NEVER
 
 if TYPE_CHECKING:
     from limiter_node.core.algorithms.face import Wall
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 NUMBER_BITS = 40
 """Of a state, below the count, so that usual ones take 60 bits: seconds are numbered until the year 19000."""

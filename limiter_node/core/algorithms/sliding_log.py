@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.algorithms.face import Decision
 from limiter_node.core.algorithms.token_bucket import whole_share
+from limiter_node.core.limits import LOG_COUNT_MAX
 from limiter_node.core.model import NEVER
-from limiter_node.core.rules import LOG_COUNT_MAX
 
 if TYPE_CHECKING:
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 
 class SlidingLog:

@@ -25,7 +25,7 @@ from limiter_node.core.algorithms.token_bucket import whole_share
 from limiter_node.core.model import NEVER
 
 if TYPE_CHECKING:
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 COUNT_BITS = 40
 """Of each counter in a state: above `rules.COUNT_MAX`."""

@@ -29,7 +29,7 @@ from limiter_node.core.algorithms.face import Decision
 from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER
 
 if TYPE_CHECKING:
-    from limiter_node.core.rules import Limit
+    from limiter_node.core.limits import Limit
 
 UNIT = 3_600_000_000_000
 """Units in one token: the nanoseconds of an hour, so that N per s, m or h is a whole number of units per ns.
