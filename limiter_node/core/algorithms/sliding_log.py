@@ -4,7 +4,7 @@
 
 What it promises: at most the limit in any period whatever; a denial tells the very nanosecond at which the cost will
 fit. What it costs: 16 bytes a grant and 88 a key, so 16 KB for a key that is at a limit of 1,000, which is why
-`rules.LOG_COUNT_MAX` is that; a decision searches in O(log n), a grant copies the log, as states are immutable: 1.3 us
+`limits.LOG_COUNT_MAX` is that; a decision searches in O(log n), a grant copies the log, as states are immutable: 1.3 us
 more at 1,000. Where it errs: nowhere. Choose it where each grant counts and they are few: log-ins, messages to a phone,
 payments. It is the definition that the other algorithms approximate.
 
