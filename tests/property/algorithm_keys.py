@@ -69,8 +69,8 @@ Event = Wait | Ask | Refund | Numbers | Move
 
 
 def of_each(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a property for each algorithm, with a quarter of the usual examples."""
-    examples = settings(max_examples=settings().max_examples // 4)
+    """Run a property for each algorithm, with a fifth of the usual examples."""
+    examples = settings(max_examples=settings().max_examples // 5)
     each: Callable[..., None] = pytest.mark.parametrize("algorithm", ALGORITHMS)(examples(given(data=st.data())(test)))
     return each
 
