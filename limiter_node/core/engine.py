@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
@@ -56,7 +57,7 @@ class Engine:
     def __init__(self, *, buckets_max: int, jitter: Callable[[], float] = lambda: 0.5) -> None:
         self.buckets_max = buckets_max
         self.rules: dict[str, RuleInForce] = {}
-        self.entries: dict[str, KeyEntry] = {}
+        self.entries = Entries()
         self.backends = Backends(jitter)
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
@@ -82,7 +83,7 @@ class Engine:
         if rule is None:
             return UNKNOWN_RULE
         key, segment = check.key, check.segment
-        if self.entries:
+        if self.entries.named:
             plan = self._plan(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
@@ -124,9 +125,9 @@ class Engine:
         plan = self._plan(rule, key, None, now_ns)
         if not plan.has(key):
             plan = rule.holding(key) or plan
-        entry = self.entries.get(key)
+        entry = self.entries.find(key)
         bucket = plan.bucket(key, now_ns)
-        if entry and entry.segment and key in rule.own:
+        if entry and entry.segment and rule_name in entry.limits:
             return replace(bucket, segment=entry.segment)
         return bucket
 
@@ -136,7 +137,7 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
-        for plan in rule.all_plans():
+        for plan in rule.places(key):
             for table in tables(plan):
                 table.forget(key)
         return True
@@ -232,21 +233,32 @@ class Engine:
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census, self.wall)
+            known = self.rules[name] = RuleInForce(
+                rule, ppm, now_ns, census=self._census, wall=self.wall, entries=self.entries
+            )
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
             known.set_rule(rule, ppm, now_ns)
         known.gate = self.backends.gate(rule.backend) if rule.backend else None
 
-    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
-        """Change what is special about a client key, or (None) make it a key like any other."""
-        if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        for rule in self.rules.values():
-            rule.set_entry(key, entry, now_ns)
+    def set_entry(self, name: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Change what is special about a client key or a pattern's keys, or (None) make them keys like any other.
+
+        Touches the buckets of no key but that one; those of a pattern's keys move when they are next asked for.
+        """
+        before = self.entries.put(name, entry)
+        for rule_name, written in before.limits.items() if before else ():
+            rule = self.rules.get(rule_name)
+            others = entry.limits.get(rule_name) if entry else None
+            if rule is None or written == others:
+                continue
+            if before and before.pattern:
+                rule.change_pattern(name, others, now_ns)
+            elif own := rule.own.get(written):
+                if own.has(name) and move(name, own, self._plan(rule, name, None, now_ns), now_ns):
+                    rule.changed.add(name)
+                rule.leave_own(name, written)
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
@@ -271,20 +283,21 @@ class Engine:
 
     def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
         """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
-        if self.entries:
-            entry = self.entries.get(key)
+        if self.entries.named:
+            entry = self.entries.find(key)
             if entry is not None:
-                limit = entry.limits.get(rule.rule.name)
-                if limit is not None:
-                    return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
+                written = entry.limits.get(rule.rule.name)
+                if written is not None:
+                    return rule.plan_of(entry, written, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
     def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment
-        if check.key in rule.own:
-            segment = check.segment or self.entries[check.key].segment
+        entry = self.entries.find(check.key)
+        if entry is not None and rule.rule.name in entry.limits:
+            segment = check.segment or entry.segment
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 

@@ -8,6 +8,7 @@ etcd or files.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -28,6 +29,7 @@ from limiter_node.core.limits import (
     under,
 )
 from limiter_node.core.model import Name
+from limiter_node.core.patterns import is_pattern, network_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,10 +125,11 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class KeyEntry(msgspec.Struct, frozen=True):
-    """What is special about one client key: the segment it belongs to, its own numbers per rule."""
+    """What is special about a client key, or about all that match a pattern: its segment, its own numbers per rule."""
 
     segment: str | None
     limits: dict[str, Limits]
+    pattern: str | None = None
 
 
 def decode_json(text: bytes) -> Any:
@@ -160,14 +163,15 @@ def parse_rule(name: str, document: Any) -> Rule:
 
 
 def parse_key_entry(key: str, document: Any) -> KeyEntry:
-    """Check a decoded document for a client key; raises `BadRule` with every problem."""
-    wrong = key_problem(key)
+    """Check a decoded document for a client key or a pattern; raises `BadRule` with every problem."""
+    wrong = key_problem(key) or network_problem(key)
     problems = [f"key: {wrong}"] if wrong else []
     problems += problems_of(document, KeyDoc, "")
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, KeyDoc)
-    return KeyEntry(doc.segment, {rule: _limits(entry) for rule, entry in doc.rules.items()})
+    limits = {rule: _limits(entry) for rule, entry in doc.rules.items()}
+    return KeyEntry(doc.segment, limits, key if is_pattern(key) else None)
 
 
 def key_problem(key: str) -> str | None:
@@ -215,7 +219,7 @@ def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> I
     if not isinstance(document, dict):
         yield f"{path.rstrip('.') or 'document'}: must be an object"
         return
-    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    fields = _fields(shape)
     for name, value in document.items():
         if name in fields:
             yield from _field_problems(value, fields[name], f"{path}{name}")
@@ -261,6 +265,12 @@ def _mismatches(document: dict[str, Any], path: str) -> Iterator[str]:
         yield f"{path}timezone: {rate!r} does not go by the calendar; allowed: with a rate per d, week or month"
     if algorithm == "sliding_log" and match and int(match[1]) > LOG_COUNT_MAX:
         yield f"{path}rate: sliding_log keeps every grant; allowed: COUNT 1 to {LOG_COUNT_MAX}, or sliding_window"
+
+
+@cache
+def _fields(shape: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    # To ask the type anew for every document takes ten times as long as to check it.
+    return {field.name: field for field in msgspec.structs.fields(shape)}
 
 
 def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> Iterator[str]:
