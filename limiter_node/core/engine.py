@@ -84,12 +84,12 @@ class Engine:
             return UNKNOWN_RULE
         key, segment = check.key, check.segment
         if self.entries.named:
-            plan = self._plan(rule, key, segment, now_ns)
+            plan = self.plan_for(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
+            verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -101,13 +101,13 @@ class Engine:
         rule = self.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, check.key, check.segment, now_ns)
+        plan = self.plan_for(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
         if policy == "local":
             plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
+                verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
@@ -122,7 +122,7 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, key, None, now_ns)
+        plan = self.plan_for(rule, key, None, now_ns)
         if not plan.has(key):
             plan = rule.holding(key) or plan
         entry = self.entries.find(key)
@@ -175,7 +175,7 @@ class Engine:
             self._orphans.put(copy, follows=follows)
             return
         key = copy.key
-        target = self._plan(rule, key, copy.segment, now_ns)
+        target = self.plan_for(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
         holding = target if target.has(key) else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
@@ -256,7 +256,7 @@ class Engine:
             if before and before.pattern:
                 rule.change_pattern(name, others, now_ns)
             elif own := rule.own.get(written):
-                if own.has(name) and move(name, own, self._plan(rule, name, None, now_ns), now_ns):
+                if own.has(name) and move(name, own, self.plan_for(rule, name, None, now_ns), now_ns):
                     rule.changed.add(name)
                 rule.leave_own(name, written)
 
@@ -281,7 +281,7 @@ class Engine:
 
     # How.
 
-    def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
+    def plan_for(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
         """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
         if self.entries.named:
             entry = self.entries.find(key)
@@ -292,7 +292,7 @@ class Engine:
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
-    def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
+    def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment
         entry = self.entries.find(check.key)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
+from limiter_node.core.hints import did_you_mean, plain_rate
 from limiter_node.core.limits import (
     BUCKETS,
     CALENDAR,
     COUNT_MAX,
     LOG_COUNT_MAX,
+    RATE_ALLOWED,
     WINDOWS,
     Limit,
     Limits,
@@ -34,7 +36,8 @@ from limiter_node.core.patterns import is_pattern, network_problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+_NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 NAME_ALLOWED = "1 to 64 of A-Z a-z 0-9 . _ -"
 DEFAULT_SEGMENT = "default"
@@ -224,7 +227,7 @@ def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> I
         if name in fields:
             yield from _field_problems(value, fields[name], f"{path}{name}")
         elif shape.__struct_config__.forbid_unknown_fields:
-            yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}"
+            yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}{did_you_mean(name, fields)}"
     if issubclass(shape, NumbersDoc | LimitDoc):
         yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
         return
@@ -292,9 +295,14 @@ def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> 
         if isinstance(converted, str) and field.name in CHECKED:
             CHECKED[field.name](converted)
     except msgspec.ValidationError as error:
-        yield f"{path}: {_allowed(error, field)}"
+        yield f"{path}: {_allowed(error, field, value)}"
     except ValueError as error:
-        yield f"{path}: {error}"
+        yield f"{path}: {error}{_rate_hint(value) if field.name == 'rate' else ''}"
+
+
+def _rate_hint(written: str) -> str:
+    plain = plain_rate(written)
+    return f'; did you mean "{plain}"?' if match_rate(plain) else ""
 
 
 def _shape(type_: Any) -> tuple[type[msgspec.Struct] | None, type | None]:
@@ -313,9 +321,12 @@ CHECKED: dict[str, Callable[[Any], Any]] = {"rate": parse_rate, "timezone": chec
 """Fields whose text has a meaning that the types do not know."""
 
 
-def _allowed(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo) -> str:
+def _allowed(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo, value: Any) -> str:
     text = str(error).replace("`", "")
-    for type_ in (field.type, *get_args(field.type)):
-        if get_origin(type_) is Literal:
-            return f"{text}; allowed: {', '.join(map(str, get_args(type_)))}"
-    return f"{text}; allowed: {NAME_ALLOWED}" if "regex" in text else text
+    if field.name == "rate":
+        return f"{text}; allowed: {RATE_ALLOWED}"
+    parts = (field.type, *get_args(field.type))
+    choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    if choices:
+        return f"{text}; allowed: {', '.join(map(str, choices))}{did_you_mean(value, choices)}"
+    return f"{value!r} is not allowed; allowed: {NAME_ALLOWED}" if "regex" in text else text
