@@ -156,7 +156,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     algorithm: ShortText
     period_s: int  # of the limit; ANY_PERIOD where it is not told
-    values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]
+    values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]  # none: nothing counts
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
