@@ -525,6 +525,7 @@ REFUSED: list[tuple[str, list[int]]] = [
     ("sliding_window", [60 * SECOND_NS, 1, 1]),
     ("sliding_window", [0, -1, 1]),
     ("sliding_window", [0, 1, 2**40]),
+    ("sliding_log", []),
     ("sliding_log", [1]),
     ("sliding_log", [-1, 1]),
     ("sliding_log", [60 * SECOND_NS, 1]),
