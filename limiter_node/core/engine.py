@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
-from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.algorithms.token_bucket import PPM, UNITS_PER_MICRO
 from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
@@ -26,7 +26,7 @@ from limiter_node.core.orphans import Orphans
 from limiter_node.core.plan import move, pass_gate, share_of, tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS, Census
-from limiter_node.core.token_plan import UNITS_PER_MICRO, TokenPlan
+from limiter_node.core.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,7 +186,7 @@ class Engine:
         if is_here and isinstance(target, TokenPlan) and not copy.account:
             target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
         else:
-            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent])]
+            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent, 0])]
             if is_here:
                 target.credit(key, account, now_ns)
             elif holding is not None and (holding.credit(key, account, now_ns) or follows):

@@ -140,7 +140,10 @@ def move(key: str, source: Plan, target: Plan, now_ns: int) -> bool:
 
 
 def continued(limits: Limits, account: Sequence[Entry]) -> Iterator[tuple[Limit, Entry | None]]:
-    """Each limit with the entry that it goes on from: of its algorithm and period, or of a lone one's algorithm."""
+    """Each limit with the entry that it goes on from: of its algorithm and period, or of a lone one's algorithm.
+
+    Of several that are alike the first goes on from the first; None where nothing of it counts.
+    """
     left = list(account)
     is_lone = len(limits) == len(left) == 1
     for limit in limits:
@@ -150,4 +153,4 @@ def continued(limits: Limits, account: Sequence[Entry]) -> Iterator[tuple[Limit,
                 found = entry
                 left.remove(entry)
                 break
-        yield limit, found
+        yield limit, found if found and found.values else None

@@ -19,7 +19,6 @@ from tests.property.algorithm_keys import (
     Ask,
     Event,
     Key,
-    Move,
     Numbers,
     Refund,
     all_events,
@@ -58,8 +57,6 @@ def test_it_grants_what_its_twin_says_is_left(algorithm: str, data: st.DataObjec
                 twin.give_back(cost, now_ns)
             case Numbers(_, _, ppm, parts):
                 twin.set_numbers(key.limit, ppm, parts, now_ns)
-            case Move():
-                twin.told(now_ns)
         assert key.spent() == ceil(twin.counted(now_ns))
         assert key.algorithm.tokens == capacity(key.limit, key.ppm, key.parts)
 
@@ -254,19 +251,16 @@ def test_callers_that_wait_as_told_go_on_as_their_predecessors_drain(limit: Limi
     drained_ns = Fraction(0)
     for event in trace:
         decision = key.play(event)
-        if isinstance(event, Move):
-            drained_ns += ns_per_token / 1_000_000  # told in millionths of a token, rounded up
         if not isinstance(event, Ask) or decision is None:
             continue
         if not decision.allowed:
             assert decision.wait_ns is None
             continue
         assert decision.wait_ns is not None
-        # Once those before have drained: not before it, and at most what moving has added after it.
+        # Once those before have drained.
         begins_ns = key.now_ns + decision.wait_ns
-        moved = sum(isinstance(event, Move) for event in trace)
         due_ns = max(drained_ns, Fraction(key.now_ns))
-        assert due_ns - moved * ns_per_token / 1_000_000 <= begins_ns <= ceil(due_ns)
+        assert begins_ns == ceil(due_ns)
         assert decision.wait_ns <= limit.burst * ns_per_token
         if event.cost:
             drained_ns = due_ns + event.cost * ns_per_token
