@@ -1,8 +1,8 @@
 """The load balancers' configurations of compose/ on real nginx, HAProxy and Envoy before three real nodes.
 
 Addresses are replaced by those of the test's processes, and deadlines by longer ones: on a machine that is busy with a
-whole test suite an answer that is late is no fault. Where a node has to be unready, or to misbehave on cue, an `Impostor`
-stands beside the three.
+whole test suite an answer that is late is no fault. Where a node has to be unready, or to misbehave on cue, there is an
+`Impostor` beside the three.
 """
 
 import contextlib
@@ -89,6 +89,7 @@ class Proxy:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(10.0)
+            sys.stderr.write((Path(self._directory.name) / "log").read_text())  # pytest shows it where a test failed
         self._directory.cleanup()
 
 
@@ -274,8 +275,9 @@ def application() -> Iterator[str]:
         yield running.upstream.http
 
 
-def forget_this_machine(fleet: Fleet) -> None:
-    """Give clients of this machine a full bucket again."""
+def wait_protected(fleet: Fleet, proxy: Proxy) -> None:
+    """Wait until a proxy has found the nodes, for until then all requests pass; the bucket is full again afterwards."""
+    eventually(lambda: "ratelimit" in request(proxy.application, "GET", "/").headers, 10.0, "the limiter to be asked")
     request(fleet.nodes[0].admin, "DELETE", key_path("api", "127.0.0.1"))
 
 
@@ -293,8 +295,8 @@ def test_a_node_is_restarted_behind_each_of_them_and_no_request_fails(
     keys = [f"client:{number}" for number in range(5)]
     for rule in ("balanced", "api"):
         fleet.put(f"rules/{rule}", daily(burst))
-    forget_this_machine(fleet)
     with nginx(nodes) as first, haproxy(nodes) as second, envoy(nodes, application) as third:
+        wait_protected(fleet, third)
         balancers = Load([first.checks, second.checks], "balanced", keys, 200.0)
         protector = Load([third.application], "any", ["path"], 50.0)
         with balancers, protector:
@@ -358,8 +360,8 @@ def test_an_application_is_asked_only_as_often_as_the_rule_allows(
     name: str, fleet: Fleet, nodes: list[Upstream], application: str
 ) -> None:
     fleet.put("rules/api", daily(5))
-    forget_this_machine(fleet)
     with protected_by(name, nodes, application) as proxy:
+        wait_protected(fleet, proxy)
         headers = {"x-limiter-key": "somebody else", "X-Forwarded-For": "10.9.8.7"}
         answers = [
             request(proxy.application, method, "/orders/1?rule=other&key=2", body=body, headers=headers)
