@@ -150,8 +150,9 @@ def survives_deaths(stack: Stack) -> None:
 def scales_and_rolls(stack: Stack) -> None:
     say("scaled to five, then all five replaced one by one:")
     with load(stack, "rolled", ROLLED_BURST) as running:
+        five = ("--scale", "zone-a=3", "--scale", "zone-b=2")
         began = time.monotonic()
-        stack.compose("up", "--detach", "--no-recreate", "--wait", "--scale", "zone-a=3", "--scale", "zone-b=2")
+        stack.compose("up", "--detach", "--no-recreate", "--wait", *five)
         before = wait_members(5)
         say(f"  five nodes after {time.monotonic() - began:.1f} s")
         began = time.monotonic()
@@ -159,6 +160,8 @@ def scales_and_rolls(stack: Stack) -> None:
         after = wait_members(5)
         say(f"  rolled in {time.monotonic() - began:.1f} s")
         assert not set(before) & set(after), (before, after)
+        stack.compose("up", "--detach", "--wait", *five)
+        assert members() == after, "an `up` after a roll must find nothing to replace"
     say(f"  longest gap {running.gap.length_s * 1e3:.0f} ms, p99 {running.latency_s(0.99) * 1e3:.0f} ms")
     assert running.granted() == dict.fromkeys(KEYS, ROLLED_BURST), running.granted()
     say(f"  every key was granted its {ROLLED_BURST} tokens, no more and no less")
