@@ -2,6 +2,6 @@
 
 import socket
 
-with socket.create_connection(("127.0.0.1", 8081), timeout=1) as node:
+with socket.create_connection(("127.0.0.1", 8081), timeout=4) as node:
     node.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
     raise SystemExit(b" 200 " not in node.recv(64))
