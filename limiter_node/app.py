@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report
+from limiter_node import __version__, clock, report, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
 from limiter_node.control.conductor import Conductor
@@ -34,7 +34,7 @@ from limiter_node.core.router import Router
 from limiter_node.edge.admin_api import AdminApi
 from limiter_node.edge.check_api import CheckApi
 from limiter_node.edge.http_server import HttpServer
-from limiter_node.edge.metrics import Counters, Exposition
+from limiter_node.edge.tally import Tally
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+SECOND_NS = 1_000_000_000
 TICK_S = 0.01
 """A tenth of the default peer timeout: deadlines are noticed at most this late."""
 
@@ -93,10 +94,10 @@ class Node:
         self.is_draining = False
         self._has_joined = False  # and has taken over its keys
         self.addresses: dict[str, Address] = {}
-        self.counters = Counters()
         self.stalls = report.Stalls()
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self.engine = Engine(buckets_max=settings.max_keys, jitter=self._rng.random)
+        self.tally = Tally(self.engine, self._rng.random)
         self.router = Router(
             settings.node_id,
             self.engine,
@@ -108,9 +109,9 @@ class Node:
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
-        self.api = CheckApi(self.router, self.counters, on_unknown_rule=settings.on_unknown_rule)
-        self.http = HttpServer(self.api)
-        self.admin = AdminApi(self, Exposition(self.counters, gauges=report.gauges(self), totals=report.totals(self)))
+        self.api = CheckApi(self.router, self.tally, on_unknown_rule=settings.on_unknown_rule)
+        self.http = HttpServer(self.api, self.tally.count_problem)
+        self.admin = AdminApi(self, report_metrics.exposition(self))
         self.etcd: EtcdSession | None = None
         self.rules_file: RulesFile | None = None
         self.leadership: Leadership | None = None
@@ -254,6 +255,7 @@ class Node:
 
     async def _tick(self) -> None:
         fleet_log = report.FleetLog()
+        counted_ns = clock.now_ns()
         pause_s = min(TICK_S, self.settings.replication_interval_ms / 1000)
         while True:
             slept_ns = clock.now_ns()
@@ -264,6 +266,9 @@ class Node:
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)
             fleet_log.note(self, now_ns)
+            if now_ns - counted_ns >= SECOND_NS:
+                counted_ns = now_ns
+                self.tally.tick(now_ns)
 
     async def drain(self) -> None:
         """Leave without failing a check; takes at most the drain timeout."""

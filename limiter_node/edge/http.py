@@ -20,7 +20,7 @@ import structlog
 
 from limiter_node import clock
 from limiter_node.edge import limits
-from limiter_node.edge.answers import Problem, problem_answer
+from limiter_node.edge.answers import Problem
 from limiter_node.edge.exchange import Slot
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class HttpConnection(asyncio.Protocol):
         return self._problem_answer(Problem(500, "the node made an error; its log has it"))
 
     def _problem_answer(self, problem: Problem) -> bytes:
-        answer = problem_answer(problem, self._server.date, self.connection_header)
+        answer = self._server.problem_answer(problem, self.connection_header)
         return answer[: answer.index(b"\r\n\r\n") + 4] if self.method == b"HEAD" else answer
 
     def _refuse(self, problem: Problem) -> None:
@@ -336,7 +336,7 @@ class HttpConnection(asyncio.Protocol):
             self._enqueue(b"", closes=True)
             return
         line = "Connection: close\r\n" if problem.closes else ""
-        self._enqueue(problem_answer(problem, self._server.date, line), closes=problem.closes)
+        self._enqueue(self._server.problem_answer(problem, line), closes=problem.closes)
 
     def _enqueue(self, answer: bytes, *, closes: bool = False) -> None:
         if self._queue or closes:

@@ -15,8 +15,9 @@ PARTS = {
     "__init__": set[str](),
     "__main__": {"cli"},
     "cli": {"app", "control", "settings", "core", "version"},  # `validate` needs the rules files and no node
-    "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
+    "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report", "report_metrics"},
     "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
+    "report_metrics": {"edge", "control", "core", "settings", "version", "clock", "report", "report_backends"},
     "report_backends": {"edge", "control", "core", "version", "clock"},
     "edge": {"edge", "core", "version", "clock"},
     "clock": set[str](),
