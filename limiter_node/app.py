@@ -262,6 +262,7 @@ class Node:
             await asyncio.sleep(pause_s)
             now_ns = clock.now_ns()
             self.stalls.note(now_ns - slept_ns - round(pause_s * 1e9), now_ns)
+            self.engine.wall.offset_ns = clock.wall_offset_ns()
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)

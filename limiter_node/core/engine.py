@@ -12,23 +12,27 @@ from __future__ import annotations
 from heapq import nsmallest
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from limiter_node.core.adaptive.registry import Backends
-from limiter_node.core.algorithms.token_bucket import PPM, UNIT
+from limiter_node.core.algorithms.face import Wall
+from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.in_force import RuleInForce
-from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, UnknownRule, Verdict
+from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
+from limiter_node.core.plan import move, pass_gate, share_of, tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
-from limiter_node.core.table import SHARDS, Census, Shard, Table
+from limiter_node.core.table import SHARDS, Census
+from limiter_node.core.token_plan import UNITS_PER_MICRO, TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.plan import Plan
     from limiter_node.core.rules import KeyEntry, Rule
+    from limiter_node.core.table import Shards
 
 SWEEP_PERIOD_NS = 1_000_000_000
 """How often each table is offered to expire: memory follows the keys active within a refill time plus this."""
@@ -45,8 +49,6 @@ UNREACHABLE_RETRY_NS = 1_000_000_000
 
 UNKNOWN_RULE = UnknownRule()
 
-UNITS_PER_MICRO = UNIT // MICROS
-
 
 class Engine:
     """Decides checks for the keys whose buckets this node holds."""
@@ -59,10 +61,11 @@ class Engine:
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
+        self.wall = Wall()
         self._census = Census(buckets_max)
         self._orphans = Orphans()
-        self._dying: list[Shard] = []
-        self._sweep: Iterator[Table] = iter(())
+        self._dying: list[dict[str, Any]] = []
+        self._sweep: Iterator[Shards[Any]] = iter(())
         self._swept_ns = 0
         self._hand = 0  # where the search for room goes on, a shard's index
 
@@ -85,7 +88,7 @@ class Engine:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
+            verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -100,16 +103,16 @@ class Engine:
         plan = self._plan(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
         if policy == "local":
-            plan = plan.share_of(parts, now_ns)
+            plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
+                verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
-            verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.limit.window_s)
+            verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.window_s)
         else:
-            verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.limit.window_s)
+            verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.window_s)
         verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else verdict.reason)
         return _shadowed(verdict) if rule.rule.shadow else verdict
 
@@ -119,12 +122,12 @@ class Engine:
         if rule is None:
             return UNKNOWN_RULE
         plan = self._plan(rule, key, None, now_ns)
-        if plan.table.state(key) is None:
-            plan = next((other for other in rule.all_plans() if other.table.state(key) is not None), plan)
+        if not plan.has(key):
+            plan = rule.holding(key) or plan
         entry = self.entries.get(key)
         bucket = plan.bucket(key, now_ns)
         if entry and entry.segment and key in rule.own:
-            return Bucket(entry.segment, bucket.algorithm, bucket.limit, bucket.used, bucket.remaining)
+            return replace(bucket, segment=entry.segment)
         return bucket
 
     def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
@@ -134,8 +137,8 @@ class Engine:
         if rule is None:
             return False
         for plan in rule.all_plans():
-            for table in plan.tables():
-                table.pop_spent(key, now_ns)
+            for table in tables(plan):
+                table.forget(key)
         return True
 
     # What travels between nodes.
@@ -155,8 +158,11 @@ class Engine:
         plan = rule.holding(key)
         if not plan:
             return None
-        spent = plan.spent(key, now_ns)
-        return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
+        if isinstance(plan, TokenPlan):
+            spent = plan.spent(key, now_ns)
+            return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
+        account = plan.account(key, now_ns)
+        return Copy(rule_name, key, plan.segment, 0, account) if account else None
 
     def merge(self, copy: Copy, now_ns: int, *, follows: bool = False) -> None:
         """Take another node's copy: the bucket has spent the more of what either knows.
@@ -170,17 +176,22 @@ class Engine:
         key = copy.key
         target = self._plan(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
-        holding = target if target.table.state(key) is not None else rule.holding(key)
-        known = 0 if holding is None else holding.spent(key, now_ns)
-        spent = 0 if copy.spent == FORGOTTEN_SPENT else max(known, copy.spent * UNITS_PER_MICRO)
-        if spent == known and (target is holding or not follows):
+        holding = target if target.has(key) else rule.holding(key)
+        if copy.spent == FORGOTTEN_SPENT:
+            if holding is not None:
+                holding.table.forget(key)
             return
-        if holding is not None and not (spent and target is holding):
-            holding.table.pop_spent(key, now_ns)
-        if spent:
-            target.table.put_spent(key, spent, now_ns)
-            if self._census.buckets > self.buckets_max:
-                self._make_room(now_ns)
+        is_here = holding is None or holding is target
+        if is_here and isinstance(target, TokenPlan) and not copy.account:
+            target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
+        else:
+            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent])]
+            if is_here:
+                target.credit(key, account, now_ns)
+            elif holding is not None and (holding.credit(key, account, now_ns) or follows):
+                move(key, holding, target, now_ns)
+        if self._census.buckets > self.buckets_max:
+            self._make_room(now_ns)
 
     def drop(self, rule_name: str, key: str) -> None:
         """Forget a bucket that is another node's."""
@@ -188,7 +199,13 @@ class Engine:
         rule = self.rules.get(rule_name)
         plan = rule and rule.holding(key)
         if plan:
-            plan.table.pop_spent(key, 0)
+            plan.table.forget(key)
+
+    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
+        """Give back up to `cost` whole tokens that a key has spent; returns how many."""
+        rule = self.rules.get(rule_name)
+        plan = rule and rule.holding(key)
+        return plan.refund(key, cost, now_ns) if plan else 0
 
     def holdings(self) -> Iterator[list[tuple[str, str]]]:
         """(rule, key) of every bucket, in small pieces; what comes meanwhile may be missing, and is in `changed`."""
@@ -211,13 +228,11 @@ class Engine:
         if rule is None:
             self.rules.pop(name, None)
             if known is not None:
-                for plan in known.all_plans():
-                    for table in plan.tables():
-                        self._dying += table.release()
+                self._dying += known.release()
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census)
+            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census, self.wall)
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
@@ -284,8 +299,8 @@ class Engine:
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 
-    def _tables(self) -> list[Table]:
-        return [table for rule in self.rules.values() for plan in rule.all_plans() for table in plan.tables()]
+    def _tables(self) -> list[Shards[Any]]:
+        return [table for rule in self.rules.values() for plan in rule.all_plans() for table in tables(plan)]
 
     def _free(self, budget: int) -> None:
         while budget > 0 and self._dying:
@@ -300,18 +315,17 @@ class Engine:
 
     def _make_room(self, now_ns: int) -> None:
         """Forget the buckets nearest to full: of all when there are few, else of a sample by hash."""
-        tables = self._tables()
-        sample: list[tuple[int, str, Table]] = []
+        held = self._tables()
+        sample: list[tuple[int, str, Shards[Any]]] = []
         for offset in range(SHARDS):
-            for table in tables:
-                if offset <= table.mask:
-                    entries = table.shard_entries(self._hand & table.mask, now_ns)
-                    sample += [(table.ns_until_full(spent), key, table) for key, spent in entries]
+            for shards in held:
+                if offset <= shards.mask:
+                    sample += [(*entry, shards) for entry in shards.fullness(self._hand & shards.mask, now_ns)]
             self._hand += 1
             if len(sample) >= ROOM_SAMPLE:
                 break
-        for until_full_ns, key, table in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
-            table.pop_spent(key, now_ns)
+        for until_full_ns, key, shards in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
+            shards.forget(key)
             self.evicted += until_full_ns > 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Check
+from limiter_node.core.plan import turned_away
 
 if TYPE_CHECKING:
     from limiter_node.core.links import Forward
@@ -48,7 +49,7 @@ class Shortcut:
             gate.offer(rule.priority)
             retry_ns = gate.admit(rule.priority, now_ns)
             if retry_ns:
-                return rule.default.turned_away(key, 1, retry_ns, now_ns)
+                return turned_away(rule.default, key, 1, retry_ns, now_ns)
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
         return grant

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from limiter_node.core.model import Verdict
+    from limiter_node.core.model import LimitVerdict, Verdict
     from limiter_node.core.plan import Grant
     from limiter_node.edge.tally import Series
 
@@ -104,7 +104,19 @@ def verdict_json(rule: str, verdict: Verdict) -> str:
         text += f',"reason":"{verdict.reason}"'
         if verdict.reason == "backend_overload":
             text += REDUCED_CAPACITY
+    if verdict.wait_ns is not None:
+        text += f',"wait_ms":{verdict.wait_ns / 1_000_000}'
+    if verdict.limits is not None:
+        text += f',"limits":[{",".join(map(_limit_json, verdict.limits))}]'
     return text + "}"
+
+
+def _limit_json(limit: LimitVerdict) -> str:
+    return (
+        f'{{"rate":"{limit.rate}","algorithm":"{limit.algorithm}","limit":{limit.limit},'
+        f'"remaining":{limit.remaining},"reset_after":{limit.reset_ns / NS},'
+        f'"retry_after":{"null" if limit.retry_ns < 0 else limit.retry_ns / NS}}}'
+    )
 
 
 def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, connection: str) -> bytes:
@@ -129,9 +141,12 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
 
 def usual_grant(verdict: Verdict) -> Grant | None:
     """What `UsualAnswers` makes an answer of; None for a verdict that has more to say."""
-    if verdict.allowed and not verdict.degraded and verdict.would_allow is None:
-        return (verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns
-    return None
+    has_more = verdict.degraded or verdict.would_allow is not None or verdict.wait_ns is not None or verdict.limits
+    return (
+        None
+        if has_more or not verdict.allowed
+        else ((verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns)
+    )
 
 
 class UsualAnswers:
