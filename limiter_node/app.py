@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report, report_metrics
+from limiter_node import __version__, clock, report, report_figures, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
 from limiter_node.control.conductor import Conductor
@@ -39,6 +39,7 @@ from limiter_node.settings import Address
 
 if TYPE_CHECKING:
     from limiter_node.core.links import Link
+    from limiter_node.edge.figures import Figures
     from limiter_node.settings import Settings
 
 log = structlog.get_logger()
@@ -106,12 +107,14 @@ class Node:
             replication_ns=settings.replication_interval_ms * 1_000_000,
             open_link=self._open_link,
             on_ring=self._hear_ring,
+            tell=self._tell_peer,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
         self.api = CheckApi(self.router, self.tally, on_unknown_rule=settings.on_unknown_rule)
         self.http = HttpServer(self.api, self.tally.count_problem)
         self.admin = AdminApi(self, report_metrics.exposition(self))
+        self.recorder = report_figures.Recorder(self)
         self.etcd: EtcdSession | None = None
         self.rules_file: RulesFile | None = None
         self.leadership: Leadership | None = None
@@ -270,6 +273,7 @@ class Node:
             if now_ns - counted_ns >= SECOND_NS:
                 counted_ns = now_ns
                 self.tally.tick(now_ns)
+                self.recorder.tick(now_ns)
 
     async def drain(self) -> None:
         """Leave without failing a check; takes at most the drain timeout."""
@@ -325,9 +329,16 @@ class Node:
         await self.http.stop(0)
         await self.admin.stop()
 
+    def _tell_peer(self, seconds: int) -> bytes:
+        return self.recorder.tell(seconds)
+
     def describe(self) -> dict[str, Any]:
         """The document of `GET /v1/status`."""
         return report.describe(self)
+
+    def figures(self, seconds: int) -> Figures:
+        """What the dashboard shows of this node, with so many of its last seconds."""
+        return self.recorder.figures(seconds)
 
 
 async def serve(settings: Settings) -> None:

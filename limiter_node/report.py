@@ -97,6 +97,8 @@ class Parts(Protocol):
     leadership: Leadership | None
     etcd: EtcdSession | None
 
+    is_draining: bool
+
     @property
     def is_ready(self) -> bool:
         """Whether a load balancer should send checks here."""

@@ -119,6 +119,8 @@ ENTRIES_MAX = 8
 ENTRY_VALUES_MAX = 2_000
 """Two numbers of each grant in the largest `sliding_log`."""
 BACKENDS_MAX = 1000
+SECONDS_MAX = 300
+FIGURES_BYTES_MAX = 900_000
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -258,6 +260,20 @@ class Gathered(msgspec.Struct, frozen=True, array_like=True, tag=11):
     loads: Annotated[dict[ShortText, Load], msgspec.Meta(max_length=BACKENDS_MAX)]
 
 
-Request = Ask | Ping | Pull | Copies | News | Gather
-Reply = Answer | Pong | Pulled | Ack | News | Gathered
-Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News | Gather | Gathered
+class Look(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Somebody looks at the fleet: what has the receiver to show of itself, and of so many of its last seconds?"""
+
+    id: int
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=SECONDS_MAX)]
+
+
+class Looked(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """What the sender shows, for the `Look` with the same id: `edge.figures.Figures`."""
+
+    id: int
+    figures: Annotated[bytes, msgspec.Meta(max_length=FIGURES_BYTES_MAX)]
+
+
+Request = Ask | Ping | Pull | Copies | News | Gather | Look
+Reply = Answer | Pong | Pulled | Ack | News | Gathered | Looked
+Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News | Gather | Gathered | Look | Looked

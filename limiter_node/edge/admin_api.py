@@ -7,6 +7,8 @@ to its owner as a check would be.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -18,15 +20,35 @@ from limiter_node.core.links import Forward
 from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
 from limiter_node.edge.answers import Problem, problem_document
+from limiter_node.edge.fleet_feed import Feed, TooManyWatchers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.router import Router
+    from limiter_node.edge.figures import Figures
     from limiter_node.edge.metrics import Exposition
 
 KEYS_PATH = "/v1/keys/"
+
+PAGE_FILES = {
+    "index.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "uPlot.iife.min.js": "text/javascript",
+    "uPlot.min.css": "text/css",
+    "uPlot.LICENSE": "text/plain",
+}
+PAGE_HEADERS = {
+    # Nothing from elsewhere, nothing inline: whatever a client key holds, it is no script here.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class NodeView(Protocol):
@@ -47,6 +69,9 @@ class NodeView(Protocol):
     def describe(self) -> dict[str, Any]:
         """The document of `GET /v1/status`."""
 
+    def figures(self, seconds: int) -> Figures:
+        """What the dashboard shows of this node, with so many of its last seconds."""
+
 
 class AdminApi:
     """Serves the admin paths of a node."""
@@ -54,6 +79,7 @@ class AdminApi:
     def __init__(self, node: NodeView, metrics: Exposition) -> None:
         self._node = node
         self._metrics = metrics
+        self._feed = Feed(node)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -64,6 +90,10 @@ class AdminApi:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._get_metrics),
+                web.get("/", self._page),
+                web.get("/dashboard/{name}", self._page),
+                web.get("/v1/fleet", self._fleet),
+                web.get("/v1/fleet/events", self._fleet_events),
                 web.get("/v1/status", self._status),
                 web.get("/v1/rules", self._rules),
                 web.get("/v1/owner", self._owner),
@@ -79,6 +109,7 @@ class AdminApi:
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
+        await self._feed.stop()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -99,6 +130,31 @@ class AdminApi:
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self._node.describe())
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", "index.html")
+        if name not in PAGE_FILES:
+            raise web.HTTPNotFound
+        body = files("limiter_node.edge.dashboard").joinpath(name).read_bytes()
+        return web.Response(body=body, content_type=PAGE_FILES[name], charset="utf-8", headers=PAGE_HEADERS)
+
+    async def _fleet(self, request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(await self._feed.look(1)), content_type="application/json")
+
+    async def _fleet_events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events, one a second, for as long as the client reads."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        try:
+            async with aclosing(self._feed.watch()) as events:
+                async for event in events:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await response.write(b"data: " + event + b"\n\n")
+        except TooManyWatchers:
+            raise Problem(503, "as many watch already as can be told", headers="Retry-After: 1\r\n") from None
+        except ConnectionResetError:
+            pass  # the page was closed
+        return response
 
     async def _rules(self, request: web.Request) -> web.Response:
         rules = {name: rule.rule.describe() for name, rule in sorted(self._node.engine.rules.items())}
