@@ -24,7 +24,8 @@ from bench import machine
 from limiter_node.core.algorithms import build
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM
-from limiter_node.core.rules import AlgorithmName, Limit
+from limiter_node.core.limits import Limit
+from limiter_node.core.rules import AlgorithmName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.limits import BUCKETS, Limit
 from limiter_node.core.model import MICROS
-from limiter_node.core.rules import BUCKETS, Limit
 
 SECOND_NS = 1_000_000_000
 

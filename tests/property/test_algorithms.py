@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from limiter_node.core.algorithms import build
 from limiter_node.core.algorithms.face import Algorithm, Decision, State, Wall
 from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.limits import BUCKETS, COUNT_MAX, LOG_COUNT_MAX, Limit, parse_rate
 from limiter_node.core.model import COST_MAX, DURATION_MAX_NS, NEVER
-from limiter_node.core.rules import BUCKETS, COUNT_MAX, LOG_COUNT_MAX, Limit, parse_rate
 from tests.property.algorithm_twins import SECOND_NS, capacity, twin_of
 
 ALGORITHMS = ("token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log")

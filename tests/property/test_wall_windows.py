@@ -11,8 +11,8 @@ from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.fixed_window import FixedWindow
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.algorithms.wall_windows import CalendarWindows, EvenWindows
+from limiter_node.core.limits import Limit, parse_rate
 from limiter_node.core.model import NEVER
-from limiter_node.core.rules import Limit, parse_rate
 from tests.property.algorithm_twins import SECOND_NS, calendar_window
 
 UNITS = ("day", "week", "month")

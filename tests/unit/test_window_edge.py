@@ -5,7 +5,7 @@ import pytest
 from limiter_node.core.algorithms import build
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM
-from limiter_node.core.rules import Limit
+from limiter_node.core.limits import Limit
 
 LIMIT = 600
 MINUTE_NS = 60_000_000_000
