@@ -33,6 +33,7 @@ from limiter_node.core.ring import Ring
 from limiter_node.core.router import Router
 from limiter_node.edge.admin_api import AdminApi
 from limiter_node.edge.check_api import CheckApi
+from limiter_node.edge.check_log import LoggedCheckApi, log_decision
 from limiter_node.edge.http_server import HttpServer
 from limiter_node.edge.tally import Tally
 from limiter_node.settings import Address
@@ -108,10 +109,11 @@ class Node:
             open_link=self._open_link,
             on_ring=self._hear_ring,
             tell=self._tell_peer,
+            on_traced=log_decision,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
-        self.api = CheckApi(self.router, self.tally, on_unknown_rule=settings.on_unknown_rule)
+        self.api = self._check_api()
         self.http = HttpServer(self.api, self.tally.count_problem)
         self.admin = AdminApi(self, report_metrics.exposition(self))
         self.recorder = report_figures.Recorder(self)
@@ -124,6 +126,18 @@ class Node:
         self._peer_server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ring_changed = asyncio.Event()
+
+    def _check_api(self) -> CheckApi:
+        settings = self.settings
+        if not settings.log_checks:
+            return CheckApi(self.router, self.tally, on_unknown_rule=settings.on_unknown_rule)
+        return LoggedCheckApi(
+            self.router,
+            self.tally,
+            on_unknown_rule=settings.on_unknown_rule,
+            fraction=settings.log_checks,
+            random=self._rng.random,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -243,11 +257,16 @@ class Node:
             self._set_ring(ring)
 
     def _set_ring(self, ring: Ring) -> None:
-        before = self.router.ring.members.keys()
+        before = self.router.ring.members
         self.router.set_ring(ring, clock.now_ns())
         self.api.is_answering = True  # the rules came with the first ring
-        if before != ring.members.keys():
-            log.info("ring changed", revision=ring.revision, members=list(ring.members))
+        if before != ring.members:
+            log.info(
+                "ring changed",
+                revision=ring.revision,
+                members=list(ring.members),
+                **report.ring_difference(before, ring),
+            )
         self._ring_changed.set()
 
     def _open_link(self, link: Link) -> PeerLink:
@@ -275,12 +294,12 @@ class Node:
                 self.tally.tick(now_ns)
                 self.recorder.tick(now_ns)
 
-    async def drain(self) -> None:
+    async def drain(self, why: str) -> None:
         """Leave without failing a check; takes at most the drain timeout."""
         settings = self.settings
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + settings.drain_timeout_s
-        log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
+        log.info("draining", why=why, delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self.is_draining = self.http.is_draining = True
         await asyncio.sleep(settings.drain_delay_s)
         if self.etcd is not None:
@@ -345,13 +364,13 @@ async def serve(settings: Settings) -> None:
     """Run a node until a signal ends it; a second signal ends it at once."""
     loop = asyncio.get_running_loop()
     node = Node(settings)
-    stop = asyncio.Event()
+    stop: asyncio.Future[str] = loop.create_future()
 
-    def on_stop() -> None:
-        if stop.is_set():
+    def on_stop(why: str) -> None:
+        if stop.done():
             log.warning("second signal: leaving at once")
             os._exit(1)
-        stop.set()
+        stop.set_result(why)
 
     def on_hangup() -> None:
         log.info("reloading certificates and tokens")
@@ -359,7 +378,7 @@ async def serve(settings: Settings) -> None:
             node.etcd.reconnect()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_stop)
+        loop.add_signal_handler(number, on_stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     try:
         await node.start()
@@ -371,5 +390,4 @@ async def serve(settings: Settings) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    await stop.wait()
-    await node.drain()
+    await node.drain(await stop)

@@ -12,12 +12,15 @@ from limiter_node.edge.tally import Histogram
 from limiter_node.report_backends import describe_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from limiter_node.control.conductor import Conductor
     from limiter_node.control.etcd import EtcdSession
     from limiter_node.control.leadership import Leadership
     from limiter_node.control.rulebook import RuleBook
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
+    from limiter_node.core.model import Member
     from limiter_node.core.ring import Ring
     from limiter_node.core.router import Router
     from limiter_node.edge.http_server import HttpServer
@@ -144,6 +147,19 @@ def describe(node: Parts) -> dict[str, Any]:
         "backends": {name: describe_backend(node, name) for name in sorted(node.engine.backends.names())},
         "keys": node.engine.buckets,
     }
+
+
+def ring_difference(before: Mapping[str, Member], ring: Ring) -> dict[str, list[str]]:
+    """Who came to a ring and who went, and how: leavers said so, the others' leases have run out."""
+    gone = before.keys() - ring.members.keys()
+    boots = {name: (before[name].boot, ring.members[name].boot) for name in before.keys() & ring.members.keys()}
+    kinds = {
+        "joined": ring.members.keys() - before.keys(),
+        "left": gone & ring.leavers.keys(),
+        "lapsed": gone - ring.leavers.keys(),
+        "restarted": {name for name, (one, other) in boots.items() if one != other},
+    }
+    return {kind: sorted(names) for kind, names in kinds.items() if names}
 
 
 def circuit(link: Link) -> str:

@@ -172,13 +172,15 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Checks for a node that the sender, at ring `revision`, believes to own their keys.
 
-    With `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
+    `traces` are the request ids, by index, of the checks that are to be told in the log of whoever decides them. With
+    `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
     """
 
     id: int
     revision: Revision
     checks: Annotated[list[Check], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
     helps: bool = False
+    traces: Annotated[dict[int, ShortText], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -36,6 +36,7 @@ from limiter_node.core.model import (
     Outcome,
     Reply,
     Request,
+    Result,
     Unreachable,
 )
 from limiter_node.core.ring import Ring
@@ -59,7 +60,7 @@ class Router:
     """Answers checks on any key of the fleet.
 
     `node_id` is this node's; `peer_timeout_ns` the deadline of one hop; `replication_ns` the longest time that a change
-    waits; `open_link` begins to carry a link's frames; `tell` is the lookout's.
+    waits; `open_link` begins to carry a link's frames; `tell` is the lookout's, `on_traced` the service's.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Router:
         replication_ns: int = 0,
         on_ring: Callable[[Ring], None] = lambda _: None,
         tell: Callable[[int], bytes] = lambda _: b"",
+        on_traced: Callable[[Check, str, Result], None] = lambda *_: None,
     ) -> None:
         self.node_id = node_id
         self.boot = boot  # names this life of the node
@@ -96,7 +98,7 @@ class Router:
         self.fenced = 0  # and of this node's own, while it may not decide
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
-        self._service = Service(self, peer_timeout_ns)
+        self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
         self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
@@ -213,7 +215,8 @@ class Router:
                 if batch := [forward for forward in forwards if forward.asks_help is helps]:
                     self._next_id += 1
                     link.pending[self._next_id] = batch
-                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps))
+                    traces = {index: forward.trace for index, forward in enumerate(batch) if forward.trace}
+                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps, traces))
         requests += self.keeper.flush(link, now_ns)
         return requests + self.controller.frames(link.peer.id) + self.lookout.frames(link.peer.id)
 

@@ -41,6 +41,7 @@ class HttpConnection(asyncio.Protocol):
         self.method = b""
         self.target = b""  # as sent: path and query
         self.content_type: bytes | None = None
+        self.request_id: bytes | None = None  # the header X-Request-Id
         self.body = b""
         self.connection_header = ""  # the header line that the answer has to carry
         self._server = server
@@ -63,7 +64,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _reset_request(self) -> None:
         self.target = b""
-        self.content_type = None
+        self.content_type = self.request_id = None
         self.body = b""
         self._head_bytes = 0  # of whole headers
         self._raw_bytes = 0  # of all reads that brought nothing but this request
@@ -253,6 +254,8 @@ class HttpConnection(asyncio.Protocol):
                 self._connection = value if self._connection is None else self._connection + b", " + value
             case 12 if name.lower() == b"content-type":
                 self.content_type = value
+            case 12 if name.lower() == b"x-request-id":
+                self.request_id = value
             case 14 if name.lower() == b"content-length":
                 self._content_length = int(value)  # the parser has made sure that it is digits
             case 17:

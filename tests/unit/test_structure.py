@@ -55,7 +55,7 @@ IMPORTERS = {
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.
-LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 450}
+LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 460, "edge/http.py": 405}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 
