@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import signal
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -198,16 +199,7 @@ class Node:
 
     async def _start_etcd(self) -> None:
         settings = self.settings
-        config = EtcdConfig(
-            endpoints=settings.etcd,
-            prefix=settings.prefix,
-            lease_ttl_s=settings.lease_ttl_s,
-            ca=settings.etcd_ca,
-            cert=settings.etcd_cert,
-            key=settings.etcd_key,
-            user=settings.etcd_user,
-            password=settings.etcd_password,
-        )
+        config = EtcdConfig(lease_ttl_s=settings.lease_ttl_s, **asdict(settings.etcd))
         self.etcd = EtcdSession(config, Fleet(self))
         self.leadership = Leadership(self.etcd, settings.node_id, self._rng)
         self._conduct()

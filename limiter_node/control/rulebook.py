@@ -17,7 +17,7 @@ import structlog
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.backends import parse_backend, parse_health, parse_record
 from limiter_node.core.errors import BadRule
-from limiter_node.core.rules import decode_json, parse_key_entry, parse_rule
+from limiter_node.core.rules import decode_json, decode_key_entry, parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
@@ -37,10 +37,15 @@ class RuleBook:
 
     def changed(self, key: str, value: bytes | None, now_ns: int) -> None:
         """Take the JSON value of a key, or None for a deleted key; keys of other kinds are not the rulebook's."""
-        if key.partition("/")[0] not in KINDS:
+        kind, _, name = key.partition("/")
+        if kind not in KINDS:
             return
         try:
-            self.put(key, None if value is None else decode_json(value), now_ns, is_deleted=value is None)
+            if kind == "keys" and value is not None:
+                self._engine.set_entry(name, decode_key_entry(name, value), now_ns)
+                self._note_good(key)
+            else:
+                self.put(key, None if value is None else decode_json(value), now_ns, is_deleted=value is None)
         except BadRule as bad:
             self.reject(key, str(bad))
 
@@ -54,9 +59,12 @@ class RuleBook:
             self._engine.set_entry(name, None if is_deleted else parse_key_entry(name, document), now_ns)
         else:
             self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
+        self._note_good(key)
+        _log_change(key, before, self._in_force(kind, name))
+
+    def _note_good(self, key: str) -> None:
         if self.problems.pop(key, None):
             log.info("configuration mended", key=key)
-        _log_change(key, before, self._in_force(kind, name))
 
     def _in_force(self, kind: str, name: str) -> dict[str, Any]:
         """The fields of what is told in the log when it changes; none while there is nothing under the name."""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
@@ -56,7 +57,7 @@ class Engine:
     def __init__(self, *, buckets_max: int, jitter: Callable[[], float] = lambda: 0.5) -> None:
         self.buckets_max = buckets_max
         self.rules: dict[str, RuleInForce] = {}
-        self.entries: dict[str, KeyEntry] = {}
+        self.entries = Entries()
         self.backends = Backends(jitter)
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
@@ -82,13 +83,13 @@ class Engine:
         if rule is None:
             return UNKNOWN_RULE
         key, segment = check.key, check.segment
-        if self.entries:
-            plan = self._plan(rule, key, segment, now_ns)
+        if self.entries.named:
+            plan = self.plan_for(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
+            verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -100,13 +101,13 @@ class Engine:
         rule = self.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, check.key, check.segment, now_ns)
+        plan = self.plan_for(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
         if policy == "local":
             plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = pass_gate(plan, rule.gate, check, self._priority(rule, plan, check), verdict, now_ns=now_ns)
+                verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
@@ -121,12 +122,12 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, key, None, now_ns)
+        plan = self.plan_for(rule, key, None, now_ns)
         if not plan.has(key):
             plan = rule.holding(key) or plan
-        entry = self.entries.get(key)
+        entry = self.entries.find(key)
         bucket = plan.bucket(key, now_ns)
-        if entry and entry.segment and key in rule.own:
+        if entry and entry.segment and rule_name in entry.limits:
             return replace(bucket, segment=entry.segment)
         return bucket
 
@@ -136,7 +137,7 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
-        for plan in rule.all_plans():
+        for plan in rule.places(key):
             for table in tables(plan):
                 table.forget(key)
         return True
@@ -174,7 +175,7 @@ class Engine:
             self._orphans.put(copy, follows=follows)
             return
         key = copy.key
-        target = self._plan(rule, key, copy.segment, now_ns)
+        target = self.plan_for(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
         holding = target if target.has(key) else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
@@ -232,21 +233,32 @@ class Engine:
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census, self.wall)
+            known = self.rules[name] = RuleInForce(
+                rule, ppm, now_ns, census=self._census, wall=self.wall, entries=self.entries
+            )
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
             known.set_rule(rule, ppm, now_ns)
         known.gate = self.backends.gate(rule.backend) if rule.backend else None
 
-    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
-        """Change what is special about a client key, or (None) make it a key like any other."""
-        if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        for rule in self.rules.values():
-            rule.set_entry(key, entry, now_ns)
+    def set_entry(self, name: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Change what is special about a client key or a pattern's keys, or (None) make them keys like any other.
+
+        Touches the buckets of no key but that one; those of a pattern's keys move when they are next asked for.
+        """
+        before = self.entries.put(name, entry)
+        for rule_name, written in before.limits.items() if before else ():
+            rule = self.rules.get(rule_name)
+            others = entry.limits.get(rule_name) if entry else None
+            if rule is None or written == others:
+                continue
+            if before and before.pattern:
+                rule.change_pattern(name, others, now_ns)
+            elif own := rule.own.get(written):
+                if own.has(name) and move(name, own, self.plan_for(rule, name, None, now_ns), now_ns):
+                    rule.changed.add(name)
+                rule.leave_own(name, written)
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
@@ -269,33 +281,34 @@ class Engine:
 
     # How.
 
-    def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
+    def plan_for(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
         """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
-        if self.entries:
-            entry = self.entries.get(key)
+        if self.entries.named:
+            entry = self.entries.find(key)
             if entry is not None:
-                limit = entry.limits.get(rule.rule.name)
-                if limit is not None:
-                    return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
+                written = entry.limits.get(rule.rule.name)
+                if written is not None:
+                    return rule.plan_of(entry, written, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
     def segment_of(self, check: Check) -> str:
         """The segment that a check counts under: the one asked for or the key's own, where the rule lists it."""
         segment = check.segment
-        if segment is None and self.entries:
-            entry = self.entries.get(check.key)
+        if segment is None and self.entries.named:
+            entry = self.entries.find(check.key)
             segment = entry.segment if entry is not None else None
         if segment is None:
             return DEFAULT_SEGMENT
         rule = self.rules.get(check.rule)  # it may be gone by the time another node has decided
         return segment if rule is not None and segment in rule.plans else DEFAULT_SEGMENT
 
-    def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
+    def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment
-        if check.key in rule.own:
-            segment = check.segment or self.entries[check.key].segment
+        entry = self.entries.find(check.key)
+        if entry is not None and rule.rule.name in entry.limits:
+            segment = check.segment or entry.segment
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limiter_node.core.algorithms import build
 from limiter_node.core.limits import BUCKETS
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, LimitVerdict, Verdict
-from limiter_node.core.plan import continued, move, share_of
+from limiter_node.core.plan import NoKin, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Shards
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from limiter_node.core.algorithms.face import Algorithm, Decision, State, Wall
     from limiter_node.core.limits import Limit, Limits
-    from limiter_node.core.plan import Grant, Plan
+    from limiter_node.core.plan import Grant, Kin, Plan
 
 States = tuple["State | None", ...]
 
@@ -83,10 +83,10 @@ class JointPlan:
         "_wall",
         "algorithms",
         "changed",
+        "kin",
         "limits",
         "multiplier_ppm",
         "parts",
-        "relatives",
         "segment",
         "share",
         "table",
@@ -103,14 +103,14 @@ class JointPlan:
         *,
         wall: Wall,
         census: Census,
-        relatives: list[Plan],
+        kin: Kin,
         changed: set[str],
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
         self.segment = segment
         self.parts = parts
-        self.relatives = relatives
+        self.kin = kin
         self.changed = changed
         self.share: Plan | None = None
         self._wall = wall
@@ -143,7 +143,7 @@ class JointPlan:
             now_ns,
             wall=self._wall,
             census=self.table.census,
-            relatives=[],
+            kin=NoKin(),
             changed=set(),
             parts=parts,
             shards=self.table.mask + 1,
@@ -201,7 +201,7 @@ class JointPlan:
         """What the key has here, or brings from another plan of the rule."""
         states = self.table.states(key)
         if states is None:
-            for plan in self.relatives:
+            for plan in self.kin.places(key):
                 if plan is not self and plan.has(key) and move(key, plan, self, now_ns):
                     self.changed.add(key)
                     break

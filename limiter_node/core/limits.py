@@ -30,7 +30,8 @@ BUCKETS = ("token_bucket", "leaky_bucket")
 WINDOWS = ("fixed_window", "sliding_window", "sliding_log")
 """Those that have none."""
 
-match_rate = re.compile(r"([0-9]{1,13})/(?:([0-9]{0,9})([smhd])|(week|month))", re.ASCII).fullmatch
+RATE_PATTERN = r"([0-9]{1,13})/(?:([0-9]{0,9})([smhd])|(week|month))"
+match_rate = re.compile(RATE_PATTERN, re.ASCII).fullmatch
 
 RATE_ALLOWED = (
     f"COUNT/PERIOD such as 100/s, 10/30s or 1000/d: COUNT 1 to {COUNT_MAX}, "

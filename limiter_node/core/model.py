@@ -41,6 +41,7 @@ class Op(IntEnum):
     CHECK = 0
     INSPECT = 1
     FORGET = 2
+    EXPLAIN = 9
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -109,8 +110,22 @@ class Unreachable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5)
     """The owner could not be asked to show or forget a bucket (a check gets a degraded verdict instead)."""
 
 
-Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable
-Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable
+class Explanation(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Why a check is decided as it is: what is in force for it on the node that decides, and what the bucket has."""
+
+    node: str
+    segment: str
+    segment_from: str  # who says so: the request, an entry below `keys/`, or nobody
+    limits_from: str  # where the numbers are written
+    limits: list[LimitVerdict]  # what cost 1 would get of each
+    used: int  # whole tokens of the tightest, rounded up
+    multiplier: float
+    backend: str | None
+    priority: int
+
+
+Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
+Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
 
 CHECKS_PER_FRAME_MAX = 1000
 COPIES_PER_FRAME_MAX = 500

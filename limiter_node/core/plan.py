@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from limiter_node.core.model import ANY_PERIOD, Entry, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from limiter_node.core.adaptive.gate import Gate
     from limiter_node.core.limits import Limit, Limits
@@ -27,18 +27,37 @@ Grant = tuple[tuple[int, int], int, int]
 """Of a check that was allowed: (`Plan.tokens`, `window_s`), the whole tokens left, the nanoseconds until it is full."""
 
 
+class Kin(Protocol):
+    """All plans of a rule: where a key that is new to one of them may have been before."""
+
+    only: Plan | None
+    """The plan, if there is one, to which no key can come from another: who is new there is new to the rule."""
+
+    def places(self, key: str) -> Iterable[Plan]:
+        """The plans that may hold a key's bucket; at most one does."""
+
+
+class NoKin:
+    """Of a plan whose keys come from nowhere else."""
+
+    only: Plan | None = None
+
+    def places(self, key: str) -> Iterable[Plan]:
+        """Nowhere else."""
+        return ()
+
+
 class Plan(Protocol):
     """Decides for the keys under it, at `limits` x `multiplier_ppm` / PPM / `parts`.
 
-    `relatives` are all plans of the rule, this one included: where a key that is new here may have been before.
-    `changed` are keys whose copies are to follow. Both are shared, and kept by the rule.
+    `changed` are keys whose copies are to follow; it is shared, as is `kin`, and kept by the rule.
     """
 
     segment: str
     limits: Limits
     multiplier_ppm: int
     parts: int
-    relatives: list[Plan]
+    kin: Kin
     changed: set[str]
     share: Plan | None  # this plan at 1/parts, made when the node has to decide alone
     tokens: int  # of a full bucket: what a verdict calls `limit`

@@ -41,7 +41,9 @@ class Shortcut:
         owner = router.ring.owner(key)
         if owner != router.node_id:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
-        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or key in engine.entries or rule.rule.shadow:
+        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
+            return None
+        if engine.entries.named and engine.entries.find(key) is not None:
             return None
         grant = rule.default.grant(key, now_ns)
         gate = rule.gate

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, slope, take
 from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER, Bucket, Entry, Verdict
-from limiter_node.core.plan import continued, move, share_of
+from limiter_node.core.plan import NoKin, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limiter_node.core.limits import Limits
-    from limiter_node.core.plan import Grant, Plan
+    from limiter_node.core.plan import Grant, Kin, Plan
 
 UNITS_PER_MICRO = UNIT // MICROS
 
@@ -27,11 +27,11 @@ class TokenPlan:
     __slots__ = (
         "burst",
         "changed",
+        "kin",
         "limits",
         "multiplier_ppm",
         "numbers",
         "parts",
-        "relatives",
         "segment",
         "share",
         "table",
@@ -47,14 +47,14 @@ class TokenPlan:
         now_ns: int,
         *,
         census: Census,
-        relatives: list[Plan],
+        kin: Kin,
         changed: set[str],
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
         self.segment = segment
         self.parts = parts
-        self.relatives = relatives
+        self.kin = kin
         self.changed = changed
         self.share: Plan | None = None
         self.table = Table(census, now_ns, UNIT, 1, 1, shards=shards)
@@ -86,7 +86,7 @@ class TokenPlan:
             self.multiplier_ppm,
             now_ns,
             census=self.table.census,
-            relatives=[],
+            kin=NoKin(),
             changed=set(),
             parts=parts,
             shards=self.table.mask + 1,
@@ -114,7 +114,7 @@ class TokenPlan:
             state = old.get(key)
             if state is not None:
                 state -= table.shift
-            elif self.relatives == [self] and table.census.buckets < table.census.buckets_max:
+            elif self.kin.only is self and table.census.buckets < table.census.buckets_max:
                 state = v  # new to the whole rule
             else:
                 return None
@@ -187,7 +187,7 @@ class TokenPlan:
 
     def _moved(self, key: str, v: int, now_ns: int) -> int:
         """The state of a key that is new here: moved from another plan of the rule, or else a full bucket."""
-        for plan in self.relatives:
+        for plan in self.kin.places(key):
             if plan is not self and plan.has(key) and move(key, plan, self, now_ns):
                 self.changed.add(key)
                 return v + self.spent(key, now_ns)

@@ -17,9 +17,9 @@ from aiohttp import web
 
 from limiter_node import clock
 from limiter_node.core.links import Forward
-from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule
+from limiter_node.core.model import Bucket, Check, Explanation, Forgotten, Op, Outcome, UnknownRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
-from limiter_node.edge.answers import Problem, problem_document
+from limiter_node.edge.answers import Problem, explanation_json, limit_document, problem_document
 from limiter_node.edge.fleet_feed import Feed, TooManyWatchers
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from limiter_node.edge.metrics import Exposition
 
 KEYS_PATH = "/v1/keys/"
+EXPLAIN_PATH = "/v1/explain/"
 
 PAGE_FILES = {
     "index.html": "text/html",
@@ -98,6 +99,7 @@ class AdminApi:
                 web.get("/v1/rules", self._rules),
                 web.get("/v1/owner", self._owner),
                 web.get(KEYS_PATH + "{rule}/{key:.*}", self._inspect),
+                web.get(EXPLAIN_PATH + "{rule}/{key:.*}", self._explain),
                 web.delete(KEYS_PATH + "{rule}/{key:.*}", self._forget),
             ]
         )
@@ -185,8 +187,19 @@ class AdminApi:
                 "remaining": outcome.remaining,
                 "owner": ring.owner(key),
                 "replica": ring.replica(key),
+                **({} if outcome.limits is None else {"limits": list(map(limit_document, outcome.limits))}),
             }
         )
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        rule, key = _rule_and_key(request, EXPLAIN_PATH)
+        check = Check(rule, key, op=Op.EXPLAIN)
+        outcome = await self._ask(check)
+        if not isinstance(outcome, Explanation):
+            raise _no_bucket(rule, outcome)
+        ring = self._node.router.ring
+        body = explanation_json(outcome, check, ring.owner(key), ring.replica(key))
+        return web.Response(text=body, content_type="application/json")
 
     async def _forget(self, request: web.Request) -> web.Response:
         rule, key = _rule_and_key(request)
@@ -210,9 +223,9 @@ def _no_bucket(rule: str, outcome: Outcome) -> Problem:
     return Problem(503, "the owner of the key cannot be reached", headers="Retry-After: 1\r\n")
 
 
-def _rule_and_key(request: web.Request) -> tuple[str, str]:
+def _rule_and_key(request: web.Request, path: str = KEYS_PATH) -> tuple[str, str]:
     """From the path as sent, for a key may hold an encoded slash."""
-    rule, _, key = request.rel_url.raw_path.removeprefix(KEYS_PATH).partition("/")
+    rule, _, key = request.rel_url.raw_path.removeprefix(path).partition("/")
     rule = _decoded(rule)
     if not is_name(rule):
         raise Problem(400, f"rule: {rule!r} is not allowed; allowed: {NAME_ALLOWED}")

@@ -14,7 +14,7 @@ import structlog
 
 from limiter_node import clock
 from limiter_node.core.links import Forward
-from limiter_node.core.model import NotOwner, Verdict
+from limiter_node.core.model import NotOwner, Op, Verdict
 from limiter_node.edge.answers import Problem
 from limiter_node.edge.check_api import CheckApi
 
@@ -66,7 +66,7 @@ class LoggedCheckApi(CheckApi):
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """As of any check API, and decide whether the check is told."""
         outcome = super().ask(check, now_ns)
-        if self._random() < self._fraction:
+        if check.op is Op.CHECK and self._random() < self._fraction:
             trace = self._told[id(check)] = self._request_id()
             if isinstance(outcome, Forward):
                 outcome.trace = trace
@@ -84,7 +84,7 @@ class LoggedCheckApi(CheckApi):
         trace = self._told.pop(id(check), None)
         if trace is not None:
             took_ms = round((clock.now_ns() - began_ns) / 1e6, 3)
-            owner = self._router.ring.owner(check.key)
+            owner = self.router.ring.owner(check.key)
             log.info("check", request_id=trace, **_asked(check), **_said(verdict), path=path, owner=owner, ms=took_ms)
         return verdict
 

@@ -154,7 +154,7 @@ class Tally:
 
     def count(self, check: Check, verdict: Verdict, began_ns: int, path: str) -> None:
         """Count one verdict under a rule that exists."""
-        if check.segment is None and not self._engine.entries:  # as nearly always: 0.1 us less
+        if check.segment is None and not self._engine.entries.named:  # as nearly always: 0.1 us less
             series = self._defaults.get(check.rule) or self.of(check.rule)
         else:
             series = self.of(check.rule, self._engine.segment_of(check))

@@ -197,6 +197,7 @@ async def looks_up_by_keyboard(page: Page, fleet: Fleet) -> None:
     await page.until("document.querySelector('#bucket').innerText.includes('denied')")
     shown = await page.text("#bucket")
     assert f"owner\n{await asyncio.to_thread(fleet.owner, 'hot')}" in shown
+    assert "segment from\n" in shown  # explained
     # A chart is read off with the arrow keys.
     await page.value("document.querySelector('#checks-chart').focus()")
     await page.press("ArrowLeft")

@@ -10,6 +10,7 @@ from limiter_node.core.rules import (
     NAME_ALLOWED,
     KeyEntry,
     decode_json,
+    decode_key_entry,
     is_name,
     key_problem,
     parse_key_entry,
@@ -198,7 +199,7 @@ def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_
             {"algorithm": "magic"},
             "algorithm: Invalid enum value 'magic'; allowed: token_bucket, leaky_bucket, fixed_w",
         ),
-        ({"backend": "a b"}, "backend: Expected str matching regex"),
+        ({"backend": "a b"}, f"backend: 'a b' is not allowed; allowed: {NAME_ALLOWED}"),
         ({"backend": 5}, "backend: Expected str | null, got int"),
         ({"priority": 10}, "priority: Expected int <= 9"),
         ({"priority": -1}, "priority: Expected int >= 0"),
@@ -232,8 +233,30 @@ def test_one_problem_is_told_with_its_path_and_what_is_allowed(change: dict[str,
         assert problems[0].startswith(problem)
 
 
-def test_a_bad_name_of_a_backend_is_told_which_are_allowed() -> None:
-    assert problems_of_rule({"rate": "1/s", "backend": "a b"})[0].endswith(f"; allowed: {NAME_ALLOWED}")
+def test_a_rate_that_is_no_text_is_told_what_is_allowed() -> None:
+    assert problems_of_rule({"rate": 5}) == [f"rate: Expected str | null, got int; allowed: {RATE_ALLOWED}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "meant"),
+    [
+        ({"brust": 5}, "burst"),
+        ({"segments": {"free": {"prioritty": 5}}}, "priority"),
+        ({"algorithm": "tokenbucket"}, "token_bucket"),
+        ({"on_unreachable": "Local"}, "local"),
+        ({"rate": "100 per second"}, "100/s"),
+        ({"segments": {"free": {"rate": "10 / min"}}}, "10/m"),
+    ],
+)
+def test_what_was_probably_meant_is_asked(change: dict[str, Any], meant: str) -> None:
+    (problem,) = problems_of_rule({"rate": "100/s", **change})
+    assert problem.endswith(f'; did you mean "{meant}"?')
+
+
+@pytest.mark.parametrize("change", [{"comment": "x"}, {"algorithm": "magic"}, {"rate": "often"}, {"rate": "5/year"}])
+def test_nothing_is_guessed_where_nothing_is_near(change: dict[str, Any]) -> None:
+    (problem,) = problems_of_rule({"rate": "100/s", **change})
+    assert "did you mean" not in problem
 
 
 def test_every_problem_of_a_rule_is_told_at_once() -> None:
@@ -373,7 +396,7 @@ def test_a_key_may_have_a_segment_numbers_both_or_nothing_of_its_own() -> None:
     ("key", "document", "told"),
     [
         ("", {}, ["key: is empty"]),
-        ("a\nb", {"segment": "a b"}, ["key: has a control", "segment: Expected str matching regex"]),
+        ("a\nb", {"segment": "a b"}, ["key: has a control", "segment: 'a b' is not allowed; allowed: 1 to 64"]),
         ("k", None, ["document: must be an object"]),
         ("k", {"segments": "x"}, ["segments: unknown field; allowed: segment, rules"]),
         ("k", {"rules": {"api": {"burst": 5}}}, ["rules.api.rate: is required"]),
@@ -420,3 +443,31 @@ def test_json_is_decoded(text: bytes, value: Any) -> None:
 def test_bytes_that_are_no_json_are_a_bad_rule_and_nothing_else(text: bytes) -> None:
     with pytest.raises(BadRule, match=r"^not JSON: "):
         decode_json(text)
+
+
+def test_an_entry_from_json_is_what_its_document_is_and_equal_texts_are_kept_once() -> None:
+    text = b'{"segment": "premium", "rules": {"api": {"rate": "5/s", "burst": 9}}}'
+    one, two = decode_key_entry("a", text), decode_key_entry("b", text)
+    assert one is two
+    assert one == parse_key_entry("a", decode_json(text))
+    assert decode_key_entry("a*", text) == KeyEntry("premium", one.limits, "a*")
+    assert decode_key_entry("10.0.0.0/8", text).pattern == "10.0.0.0/8"
+    assert decode_key_entry("a", b"{}") == KeyEntry(None, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "problem"),
+    [
+        ("a", b"{", "not JSON"),
+        ("a", b'{"segmnt": "x"}', "segmnt: unknown field"),
+        ("a\n", b"{}", "key: has a control character"),
+        ("", b"{}", "key: is empty"),
+        ("10.1.1.1/8", b"{}", "key: 10.1.1.1/8 has bits set beyond its mask; allowed: 10.0.0.0/8"),
+        ("a*\n", b"{}", "key: has a control character"),
+    ],
+)
+def test_an_entry_from_json_is_refused_as_its_document_is(key: str, text: bytes, problem: str) -> None:
+    for _ in range(2):
+        with pytest.raises(BadRule) as refused:
+            decode_key_entry(key, text)
+        assert problem in str(refused.value)

@@ -291,17 +291,18 @@ async function lookUp(rule, key) {
   form.key.value = key;
   find("#look-up").scrollIntoView({ block: "nearest" });
   const place = find("#bucket");
+  const bucket = `${encodeURIComponent(rule)}/${encodeURIComponent(key)}`;
   try {
-    const answer = await fetch(`v1/keys/${encodeURIComponent(rule)}/${encodeURIComponent(key)}`);
-    const body = await answer.json();
-    if (answer.ok) showBucket(place, body);
-    else place.textContent = `${body.title}: ${body.detail}`;
+    const answers = await Promise.all([fetch(`v1/keys/${bucket}`), fetch(`v1/explain/${bucket}`)]);
+    const [told, why] = await Promise.all(answers.map((answer) => answer.json()));
+    if (answers[0].ok && answers[1].ok) showBucket(place, told, why);
+    else place.textContent = `${told.title ?? why.title}: ${told.detail ?? why.detail}`;
   } catch {
     place.textContent = "This node does not answer.";
   }
 }
 
-function showBucket(place, bucket) {
+function showBucket(place, bucket, why) {
   const verdict = document.createElement("p");
   const allowed = bucket.remaining >= 1;
   verdict.className = allowed ? "good" : "bad";
@@ -315,14 +316,21 @@ function showBucket(place, bucket) {
   meter.value = bucket.used;
   meter.setAttribute("aria-label", `${bucket.used} of ${bucket.limit} used`);
   const list = document.createElement("dl");
-  for (const [name, value] of Object.entries(bucket)) {
+  for (const [name, value] of Object.entries({ ...why, ...bucket })) {
     const term = document.createElement("dt");
     const told = document.createElement("dd");
-    term.textContent = name;
-    told.textContent = value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value);
+    term.textContent = name.replaceAll("_", " ");
+    told.textContent = asText(value);
     list.append(term, told);
   }
   place.replaceChildren(verdict, meter, list);
+}
+
+function asText(value) {
+  if (value === null) return "none";
+  if (Array.isArray(value)) return value.map(asText).join("; ");
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, part]) => `${name.replaceAll("_", " ")} ${asText(part)}`).join(", ");
 }
 
 // The page itself.
