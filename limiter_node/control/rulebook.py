@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from limiter_node.core.algorithms.token_bucket import PPM
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 KINDS = ("rules", "keys", "backends", "multipliers", "health")
-LOGGED = ("rules", "backends")  # the others come often
 
 
 class RuleBook:
@@ -52,19 +52,29 @@ class RuleBook:
     def put(self, key: str, document: Any, now_ns: int, *, is_deleted: bool = False) -> None:
         """Take a decoded document; raises `BadRule`, and changes nothing, when it is no good."""
         kind, _, name = key.partition("/")
+        before = self._in_force(kind, name)
         if kind == "rules":
             self._engine.set_rule(name, None if is_deleted else parse_rule(name, document), now_ns)
         elif kind == "keys":
             self._engine.set_entry(name, None if is_deleted else parse_key_entry(name, document), now_ns)
         else:
             self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
-        self._note_good(key, is_logged=not is_deleted and kind in LOGGED)
+        self._note_good(key)
+        _log_change(key, before, self._in_force(kind, name))
 
-    def _note_good(self, key: str, *, is_logged: bool = False) -> None:
+    def _note_good(self, key: str) -> None:
         if self.problems.pop(key, None):
             log.info("configuration mended", key=key)
-        elif is_logged:
-            log.info("configuration applied", key=key)
+
+    def _in_force(self, kind: str, name: str) -> dict[str, Any]:
+        """The fields of what is told in the log when it changes; none while there is nothing under the name."""
+        if kind == "rules" and name in self._engine.rules:
+            return self._engine.rules[name].rule.describe()
+        entries = self._engine.backends.entries
+        if kind == "backends" and name in entries:
+            fields: dict[str, Any] = msgspec.to_builtins(entries[name])
+            return fields
+        return {}
 
     def _put_backend(self, kind: str, name: str, document: Any, now_ns: int, *, is_deleted: bool) -> None:
         backends = self._engine.backends
@@ -98,3 +108,16 @@ class RuleBook:
         if self.problems.get(key) != problem:
             log.error("configuration rejected, the last good value stays", key=key, problem=problem)
         self.problems[key] = problem
+
+
+def _log_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Say what is in force now that was not, field by field."""
+    if before == after:
+        return
+    if not before:
+        log.info("configuration added", key=key, value=after)
+    elif not after:
+        log.info("configuration removed", key=key, value=before)
+    else:
+        changes = {name: [before.get(name), after.get(name)] for name in after if before.get(name) != after.get(name)}
+        log.info("configuration changed", key=key, changes=changes)

@@ -292,6 +292,17 @@ class Engine:
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
+    def segment_of(self, check: Check) -> str:
+        """The segment that a check counts under: the one asked for or the key's own, where the rule lists it."""
+        segment = check.segment
+        if segment is None and self.entries.named:
+            entry = self.entries.find(check.key)
+            segment = entry.segment if entry is not None else None
+        if segment is None:
+            return DEFAULT_SEGMENT
+        rule = self.rules.get(check.rule)  # it may be gone by the time another node has decided
+        return segment if rule is not None and segment in rule.plans else DEFAULT_SEGMENT
+
     def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment

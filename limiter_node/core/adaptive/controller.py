@@ -54,6 +54,7 @@ class Controller:
         self.term = 0  # that this node leads in; 0: it does not
         self.sources: dict[str, dict[str, int]] = {}  # by backend and source of a signal: when it was last heard
         self.decisions: dict[str, Decision] = {}  # the last ones of this node
+        self.signals: dict[str, Signal] = {}  # that those went by
         self.heeded = 0  # highest term that this node was asked in
         self._node_id = node_id
         self._backends = backends
@@ -104,12 +105,14 @@ class Controller:
         self._laws.clear()
         self._loads.clear()
         self.decisions.clear()
+        self.signals.clear()
 
     def follow(self) -> None:
         """Lead no more."""
         self.term = 0
         self._to_ask.clear()
         self._polled.clear()
+        self.signals.clear()
 
     def ask(self, nodes: set[str], now_ns: int) -> None:
         """Begin a tick: these peers are to be asked, and this node tells at once."""
@@ -149,7 +152,7 @@ class Controller:
     def decide(self, now_ns: int) -> dict[str, Decision]:
         """End a tick: what to publish, by backend; only where it changes enough to matter."""
         loads, self._loads = self._loads, {}
-        for known in (self._laws, self._demand, self._polled, self.sources):
+        for known in (self._laws, self._demand, self._polled, self.sources, self.signals):
             for name in known.keys() - self._backends.names():
                 del known[name]
         changed: dict[str, Decision] = {}
@@ -166,7 +169,10 @@ class Controller:
                     law.adopt(published)
             law.set_policy(entry.policy)
             load = self._sum_up(name, {node: in_a_row(heard) for node, heard in loads.get(name, {}).items()})
-            decision = self.decisions[name] = law.decide(load, self._signal(name, load, now_ns), now_ns)
+            signal = self._signal(name, load, now_ns)
+            if signal is not None:
+                self.signals[name] = signal
+            decision = self.decisions[name] = law.decide(load, signal, now_ns)
             recast = record is not None and (record.would is not None) != (entry.policy.mode == "observe")
             if recast or is_news(published, decision):
                 changed[name] = decision
