@@ -175,6 +175,18 @@ def test_a_cost_that_only_the_multiplier_keeps_from_fitting_is_worth_another_try
     assert law.decide(None, 3, NOW_NS).allowed
 
 
+@pytest.mark.parametrize("algorithm", BUCKETS)
+def test_a_bucket_that_smaller_numbers_or_another_node_overdrew_is_remembered_until_it_is_full(algorithm: str) -> None:
+    law = build(limit_of(algorithm, "1/s", 100), PPM, 1, NOW_NS, Wall())
+    state = law.decide(None, 100, NOW_NS).state
+    law.set_numbers(limit_of(algorithm, "1/s", 10), PPM, 1, NOW_NS)
+    assert law.full_in_ns(state, NOW_NS) == 100 * SECOND_NS <= law.memory_ns
+    told = law.unpack([500_000_000], 1, NOW_NS)
+    assert law.full_in_ns(told, NOW_NS) == 500 * SECOND_NS <= law.memory_ns
+    law.set_numbers(limit_of(algorithm, "1/s", 10), PPM, 1, NOW_NS + 500 * SECOND_NS)
+    assert law.memory_ns == 10 * SECOND_NS
+
+
 def test_waits_that_no_frame_holds_are_told_as_the_longest_that_does() -> None:
     law = build(limit_of("leaky_bucket", "1/366d", COUNT_MAX), PPM, 1, NOW_NS, Wall())
     state = law.decide(None, COUNT_MAX, NOW_NS).state
