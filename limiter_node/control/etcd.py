@@ -169,6 +169,11 @@ class EtcdSession:
         """Whether a watch is live and the last renewal of the lease went well."""
         return self._watching and self._kept
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether what is told happens now; else it was found by a read, and is of any age."""
+        return self._watching
+
     async def start(self) -> None:
         """Begin, and return at once: an etcd that is down is tried again until it is there."""
         self._task = asyncio.create_task(self._run(), name="etcd session")

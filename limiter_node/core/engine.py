@@ -85,7 +85,7 @@ class Engine:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
+            verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -103,7 +103,7 @@ class Engine:
             plan = plan.share_of(parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = plan.pass_gate(rule.gate, check, self._priority(rule, plan, check), verdict, now_ns)
+                verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
@@ -264,6 +264,11 @@ class Engine:
                     return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
+
+    def _pass_gate(self, rule: RuleInForce, plan: Plan, check: Check, verdict: Verdict, now_ns: int) -> Verdict:
+        assert rule.gate is not None
+        priority = self._priority(rule, plan, check)
+        return plan.pass_gate(rule.gate, check, priority, verdict, now_ns, is_shadow=rule.rule.shadow)
 
     def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""

@@ -184,12 +184,16 @@ class Plan:
             self.window_s,
         )
 
-    def pass_gate(self, gate: Gate, check: Check, priority: int, verdict: Verdict, now_ns: int) -> Verdict:
+    def pass_gate(
+        self, gate: Gate, check: Check, priority: int, verdict: Verdict, now_ns: int, *, is_shadow: bool
+    ) -> Verdict:
         """Bring the verdict on a check, no peek, before the backend's gate; what it turns away has spent nothing."""
         gate.offer(priority)
         if not verdict.allowed:
+            if is_shadow:
+                gate.overrule()
             return verdict
-        retry_ns = gate.admit(priority, now_ns)
+        retry_ns = gate.admit(priority, now_ns, is_shadow=is_shadow)
         return self.turned_away(check.key, check.cost, retry_ns, now_ns) if retry_ns else verdict
 
     def turned_away(self, key: str, cost: int, retry_ns: int, now_ns: int) -> Verdict:
