@@ -338,3 +338,17 @@ def test_a_backend_that_was_hung_for_long_is_tried_every_ten_seconds_and_found_t
     assert 10 <= tried <= 40
     _, now_ns = answered(one, 60, "ok", 20, now_ns)
     assert answered(one, 10, "ok", 20, now_ns)[0] == 500
+
+
+def test_what_was_hung_for_minutes_and_answered_at_last_keeps_nobody_out_for_long() -> None:
+    one = gate(slo_ms=250)
+    now_ns = served(one, 50, 60, latency_ms=20)
+    hung = [now_ns + number * 20 * MS for number in range(180 * 50)]
+    waiting = [at_ns for at_ns in hung if not one.admit(5, at_ns)]
+    now_ns = hung[-1]
+    for at_ns in waiting:
+        one.report((now_ns - at_ns) / MS, "ok", 1, now_ns)
+    now_ns = served(one, 50, 15, latency_ms=20, now_ns=now_ns)
+    before = sum(one.admitted)
+    served(one, 50, 10, latency_ms=20, now_ns=now_ns)
+    assert sum(one.admitted) == before + 500

@@ -48,7 +48,9 @@ OVERDUE_GAPS = 2
 
 LATEST_COUNTS = 3
 LATEST_TAU_S = 0.05
-"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %."""
+LATEST_MAX_S = 3.0
+"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What was
+before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
 
 HISTORY_MAX = 128
 """Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
@@ -110,6 +112,10 @@ MARGIN_SIGMAS = 2.0
 HARD_TARGET = 1.5
 """Times the target: so late it is tight whatever the answers do. Between the two it is only while
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
+
+LATE_MAX = 10.0
+"""Times the target: later than that is as bad. Answers that were hung for minutes would else be averaged away one probe
+at a time: the guard opened more than 70 s after a hang of 3 minutes."""
 
 GROWTH_TAU_S = 0.5
 GROWTH_SIGMAS = 3.0
@@ -187,12 +193,14 @@ class Guard:
         self._rate = 0.0  # answers per second
         self._latest = 0.0  # decayed sum of latencies (ms) that tell of the queue,
         self._latest_count = 0.0  # and of how many
+        self._latest_ns = 0  # when
         self._history = History()
         self._over = 0.0  # checks taken to be answered, of all ever admitted
         self._gap_ns = 0  # longest time between reports in health
         self._growth = 0.0  # admitted and not answered, leaking
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
         self._good_ms = 0.0  # a latency below it is in time
+        self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when it last turned a check away
         self._patient_ns = 0  # until when growth of what is out is what was to be expected
@@ -240,7 +248,7 @@ class Guard:
         if latency_ms is not None:
             self._good_run = self._good_run + count if latency_ms < self._good_ms else 0
             if kind != "refused":  # a refusal is quick, and tells of no queue
-                self._new_ms += latency_ms * count
+                self._new_ms += min(latency_ms, self._late_max_ms) * count
                 self._new_count += count
         if kind in ("ok", "failed"):
             self._answers += count
@@ -276,7 +284,9 @@ class Guard:
         self._admitted = admitted
         self._unanswered = max(new - self._outcomes, 0) if self._outcomes else self._unanswered + new
         if self._new_count:
-            kept = exp(-self._new_count / max(LATEST_COUNTS, self._rate * LATEST_TAU_S))
+            pause_s = (now_ns - self._latest_ns) / NS
+            kept = exp(-self._new_count / max(LATEST_COUNTS, self._rate * LATEST_TAU_S) - pause_s / LATEST_MAX_S)
+            self._latest_ns = now_ns
             self._latest = self._latest * kept + self._new_ms
             self._latest_count = self._latest_count * kept + self._new_count
         self._growth = self._growth * exp(-span_s / GROWTH_TAU_S) + new * self.ratio - self._answers
@@ -314,7 +324,7 @@ class Guard:
             self.is_on = True
         target_ms = self.target_ms
         latency_ms = self._delay_ms(now_ns)
-        self._good_ms = target_ms
+        self._good_ms, self._late_max_ms = target_ms, LATE_MAX * target_ms
         if not self.is_tight:
             noise = sqrt(max(self._rate, 1.0) * GROWTH_TAU_S)
             grows = self._growth > GROWTH_SIGMAS * noise or now_ns - self._denied_ns < DENIED_NS
