@@ -49,8 +49,8 @@ OVERDUE_GAPS = 2
 LATEST_COUNTS = 3
 LATEST_TAU_S = 0.05
 LATEST_MAX_S = 3.0
-"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What was
-before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
+"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What
+was before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
 
 HISTORY_MAX = 128
 """Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
