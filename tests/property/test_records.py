@@ -87,7 +87,8 @@ def rates(decision: Decision) -> Iterable[float]:
 
 
 def test_no_absurd_number_comes_in_over_the_wire() -> None:
-    good = Load(NS, 1, *[[1] * PRIORITIES] * 3, 1, 0, 0, 0, Sketch({5: 1}, 1.0), 1.0)
+    ones = [1] * PRIORITIES
+    good = Load(NS, 1, ones, ones, ones, 1, 0, 0, 0, Sketch({5: 1}, 1.0), 1.0)
     for bad in (nan, inf, -inf, -1.0, 1e300):
         for load in (replace(good, in_flight=bad), replace(good, latency=Sketch({5: 1}, bad))):
             with pytest.raises(msgspec.ValidationError):
