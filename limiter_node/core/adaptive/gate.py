@@ -49,7 +49,7 @@ class Gate:
         self.denied_by_guard = [0] * PRIORITIES
         self.would_deny = 0  # in `observe` and for rules in shadow mode, for whatever cause
         self.reported_ns: int | None = None  # when an outcome was last reported here
-        self.guard = Guard(jitter)
+        self.guard = Guard()
         self.ration = Ration()
         self.share = 1.0
         self.decision: Decision | None = None

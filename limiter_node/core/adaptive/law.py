@@ -20,7 +20,7 @@ the fallback that people chose, by 0.1 a minute.
 
 from __future__ import annotations
 
-from limiter_node.core.adaptive.baseline import Baseline
+from limiter_node.core.adaptive.baseline import Baseline, is_borne
 from limiter_node.core.adaptive.capacity import Capacity
 from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import Decision, Load, Policy, Signal
@@ -356,7 +356,7 @@ class Law:
         p50_ms = view.signal.p50_ms
         drain = self._drain
         if drain.is_running:
-            if drain.step(p50_ms) is False and p50_ms <= self.baseline.slo_ms(self._policy):
+            if drain.step(p50_ms) is False and is_borne(view.signal, self._policy):
                 self.baseline.reset(view.signal)
                 self.capacity.begin(max(self.capacity.value, view.wanted_s))
             return drain.is_running

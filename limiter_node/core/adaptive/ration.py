@@ -25,7 +25,7 @@ BUCKET_MIN = 8.0
 START_SHARE = 0.5
 """Of the bucket, when a rate begins: it begins because the backend has too much already."""
 
-RESERVE_STEP = 0.055
+RESERVE_STEP = 0.07
 FLOOR_SHARE = 0.05
 FLOOR_MAX = 1.0
 """Checks that a floor may save up: a floor is a trickle and no burst."""
