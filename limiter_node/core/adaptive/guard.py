@@ -7,12 +7,11 @@ of the outcomes is reported, at whichever node, in whatever batches. It needs no
     d       =  mean latency of the latest outcomes, longer when they are overdue
     target  =  max(0.44 objective, 1.5 normal mean latency)                          x = a * target
     calm:      out <= 3 + the more of 1.4 x + 2 sqrt(1.4 x) and what has been out in health, less for low priorities
-    tight:     rate = a + (x + 2 sqrt(x) max(1 - d / target, 0) - out) / 0.5 s, at least a / 4 and as many as the last
-               answers in a row that were in time; the highest priority first
+    tight:     a rate (`steering`), the highest priority first
 
 Times are tight from the moment that answers are later than the target while more is admitted than answered, or far too
-late, until they are in time and nobody was turned away for 2 s. All terms of the tight law add up over nodes: so
-many small guards act like a large one, and their noise cancels out.
+late, until they are in time and nobody was turned away for 4 s. A latency that stays so for 6 s while less is admitted
+is no queue's, and where people bear it, is the normal one from then on.
 
 Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
