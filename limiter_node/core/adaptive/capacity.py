@@ -31,9 +31,9 @@ GROWTH_MAX = 1.0
 
 GROWTH_NEAR_GUARDED = 0.1
 PAST_CEILING = 1.3
-GROWTH_START_GUARDED = 0.8
-"""Where guards on the nodes catch what is too much, trying costs little: a tenth up to 1.3 times the ceiling, eight
-tenths and more beyond."""
+GROWTH_START_GUARDED = 0.5
+"""Where guards on the nodes catch what is too much, trying costs little: a tenth up to 1.3 times the ceiling, half
+and more beyond."""
 
 BELOW_CEILING = 0.95
 BELOW_GROWTH = 0.5
