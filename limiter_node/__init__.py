@@ -4,11 +4,11 @@ A map of the package, in reading order:
 
     core/        pure: time comes in, decisions go out; no I/O, no clock, no randomness
     cluster/     node to node: frames, links, membership of the ring
-    control/     what etcd or a rules file holds: session, rulebook
+    control/     what etcd or a rules file holds: session, rulebook, and the way from files to etcd
     edge/        what the outside touches: check API, admin API, metrics
     app          builds every object, starts and stops them in order
     settings     one node's options, parsed and validated at once
-    cli          the commands
+    cli          the commands; `applying` and `status` are what two of them say
 """
 
 __version__ = "0.1.0"

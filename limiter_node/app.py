@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import signal
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -182,16 +183,7 @@ class Node:
 
     async def _start_etcd(self) -> None:
         settings = self.settings
-        config = EtcdConfig(
-            endpoints=settings.etcd,
-            prefix=settings.prefix,
-            lease_ttl_s=settings.lease_ttl_s,
-            ca=settings.etcd_ca,
-            cert=settings.etcd_cert,
-            key=settings.etcd_key,
-            user=settings.etcd_user,
-            password=settings.etcd_password,
-        )
+        config = EtcdConfig(lease_ttl_s=settings.lease_ttl_s, **asdict(settings.etcd))
         self.etcd = EtcdSession(config, Fleet(self))
         self.leadership = Leadership(self.etcd, settings.node_id, self._rng)
         self._conduct()
@@ -262,6 +254,7 @@ class Node:
             await asyncio.sleep(pause_s)
             now_ns = clock.now_ns()
             self.stalls.note(now_ns - slept_ns - round(pause_s * 1e9), now_ns)
+            self.engine.wall.offset_ns = clock.wall_offset_ns()
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)

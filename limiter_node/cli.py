@@ -5,19 +5,29 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 import structlog
 import uvloop
 
 from limiter_node import __version__, settings
-from limiter_node.control.rules_file import check_file
+from limiter_node.control.rules_file import SECTIONS, check_files, merged
 from limiter_node.core.errors import ConfigError
+from limiter_node.core.schema import rules_file_schema
+from limiter_node.status import NoStatus, admin_url, fetch, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+LARGE_BYTES = 1_000_000
+"""A file of which more is said, for it takes seconds to read."""
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -27,6 +37,25 @@ def _option(name: str, help_text: str, **kwargs: Any) -> Callable[[_Command], _C
     variable = "LIMITER_" + name.removeprefix("--").replace("-", "_").upper()
     shows = kwargs.get("default") is not None
     return click.option(name, envvar=variable, show_envvar=True, show_default=shows, help=help_text, **kwargs)
+
+
+def _etcd_options(command: _Command) -> _Command:
+    """How to be let in by etcd, and what is ours in it."""
+    for option in reversed(
+        (
+            _option("--etcd-ca", "PEM file of the authority that signed etcd's certificate.", metavar="FILE"),
+            _option("--etcd-cert", "PEM file of a client certificate for etcd.", metavar="FILE"),
+            _option("--etcd-key", "PEM file of the key to --etcd-cert.", metavar="FILE"),
+            _option("--etcd-user", "User name for etcd.", metavar="NAME"),
+            _option("--etcd-password", "Password for etcd; better given by the environment.", metavar="TEXT"),
+            _option("--prefix", "Root of the keys in etcd.", default="/limiter", metavar="PATH"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+_files = click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,17 +79,12 @@ def main() -> None:
 
 @main.command()
 @_option("--etcd", "etcd client endpoints. None: standalone, one node without etcd.", metavar="URL[,URL...]")
-@_option("--etcd-ca", "PEM file of the authority that signed etcd's certificate.", metavar="FILE")
-@_option("--etcd-cert", "PEM file of this node's client certificate for etcd.", metavar="FILE")
-@_option("--etcd-key", "PEM file of the key to --etcd-cert.", metavar="FILE")
-@_option("--etcd-user", "User name for etcd.", metavar="NAME")
-@_option("--etcd-password", "Password for etcd; better given by the environment.", metavar="TEXT")
+@_etcd_options
 @_option(
     "--rules",
     "Standalone only: YAML or JSON file with the rules; read again when it changes.",
     metavar="FILE",
 )
-@_option("--prefix", "Root of the keys in etcd.", default="/limiter", metavar="PATH")
 @_option("--node-id", "Unique name of this node.  [default: <hostname>-<4 hex>]", metavar="NAME")
 @_option("--zone", "Failure domain; a key's replica is placed in another one when there is one.", metavar="NAME")
 @_option(
@@ -133,32 +157,138 @@ def serve(**options: Any) -> None:
     _configure_log()
     options["node_id"] = options["node_id"] or _default_node_id()
     try:
-        uvloop.run(serve_node(settings.parse(options)))
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"limiter-node: {problem}", err=True)
-        sys.exit(2)
+        with _problems_exit(2, "limiter-node: "):
+            uvloop.run(serve_node(settings.parse(options)))
     except OSError as error:
         click.echo(f"limiter-node: {error}", err=True)
         sys.exit(1)
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@_files
 def validate(files: tuple[Path, ...]) -> None:
     """Check rules files without touching anything.
 
-    Exit code 0, or 1 after listing every problem: the file, the place in it, what is wrong and what is allowed.
+    A file is YAML or JSON with rules, keys and backends. Exit code 0, or 1 after listing every problem: the file and
+    the line, the place in the document, what is wrong and what is allowed.
+
+    \b
+        $ limiter-node validate rules.yaml
+        rules.yaml:4: rules/api: brust: unknown field; allowed: rate, burst, ...; did you mean "burst"?
     """
-    problems: list[str] = []
+    for file, documents in _checked(files).items():
+        counts = Counter(key.partition("/")[0] for key in documents)
+        click.echo(f"{file}: ok ({', '.join(f'{section}: {counts[section]:,}' for section in SECTIONS)})")
+
+
+@main.command()
+@_files
+@_option("--etcd", "etcd client endpoints, tried in turn.", required=True, metavar="URL[,URL...]")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
+@click.option(
+    "--prune", is_flag=True, help="Delete the rules, keys and backends in etcd that are in none of the files."
+)
+@_etcd_options
+def apply(files: tuple[Path, ...], *, dry_run: bool, prune: bool, **options: Any) -> None:
+    """Write the rules, keys and backends of rules files to etcd.
+
+    All files are validated first. What etcd holds already is left alone; the rest is written in one transaction, or in
+    several where there are more than 128 changes, and comes into force on all nodes at once. A change that somebody
+    else makes meanwhile is not overwritten unseen.
+
+    \b
+        $ limiter-node apply rules.yaml --etcd http://127.0.0.1:2379 --dry-run
+        + keys/alice
+        ~ rules/api: rate 100/s -> 200/s
+        would be 1 added, 1 changed, 0 deleted, 5 unchanged; nothing was written
+
+    Exit code 0, 1 when a file has problems or etcd cannot be used, 2 for a wrong option.
+    """
+    # Here, not above: gRPC takes a third of a second, which the other commands need not wait for.
+    from limiter_node.applying import Narrator  # noqa: PLC0415
+    from limiter_node.control.apply import NotApplied  # noqa: PLC0415
+    from limiter_node.control.apply import apply as write  # noqa: PLC0415
+    from limiter_node.control.etcd_link import EtcdConfig  # noqa: PLC0415
+
+    with _problems_exit(2, "limiter-node: "):
+        etcd = settings.parse_etcd(options)
+    files_documents = _checked(files)
+    with _problems_exit(1):
+        documents = merged(files_documents)
+    narrator = Narrator(click.echo, partial(click.echo, err=True), len(documents), dry_run=dry_run)
+    # There is no lease; its time sets how long a log-in may take.
+    config = EtcdConfig(lease_ttl_s=15, **asdict(etcd))
+    try:
+        uvloop.run(write(config, documents, narrator, prune=prune, dry_run=dry_run))
+    except NotApplied as error:
+        click.echo(f"limiter-node: {error}", err=True)
+        sys.exit(1)
+    narrator.sum_up()
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a rules file, for editors.
+
+    An editor with the YAML language server then completes, explains and checks fields as you type:
+
+    \b
+        $ limiter-node schema > rules.schema.json
+        $ head -1 rules.yaml
+        # yaml-language-server: $schema=rules.schema.json
+    """
+    click.echo(msgspec.json.format(msgspec.json.encode(rules_file_schema()), indent=2))
+
+
+@main.command()
+@_option("--admin", "Admin API of any node: a URL, or HOST:PORT.", default="http://127.0.0.1:8081", metavar="URL")
+@_option("--json", "Print the document of GET /v1/status instead.", is_flag=True)
+def status(*, admin: str, json: bool) -> None:
+    """Show the fleet as one node sees it.
+
+    Node, etcd, leader and configuration, then the members of the ring with their share of the keys, the backends with
+    their multiplier, and what is wrong with the configuration.
+
+    \b
+        $ limiter-node status --admin http://127.0.0.1:8081
+        node    node-1 0.1.0, ready
+        etcd    connected, revision 42
+        ...
+
+    Exit code 0, 1 when the node does not answer, 2 for a wrong option.
+    """
+    try:
+        url = admin_url(admin)
+    except ValueError as error:
+        click.echo(f"limiter-node: --admin: {error}", err=True)
+        sys.exit(2)
+    try:
+        body = fetch(url)
+        shown = tables(body)
+    except NoStatus as error:
+        click.echo(f"limiter-node: {error}", err=True)
+        sys.exit(1)
+    click.echo(msgspec.json.format(body, indent=2) if json else shown)
+
+
+def _checked(files: tuple[Path, ...]) -> dict[Path, dict[str, Any]]:
+    """The documents of each file; exits with 1 where something is wrong with one."""
     for file in files:
-        try:
-            check_file(file)
-        except ConfigError as error:
-            problems += error.problems
-    for problem in problems:
-        click.echo(problem, err=True)
-    sys.exit(1 if problems else 0)
+        if file.is_file() and file.stat().st_size > LARGE_BYTES:
+            click.echo(f"reading {file}, {file.stat().st_size / 1e6:.0f} MB", err=True)
+    with _problems_exit(1):
+        return check_files(files)
+
+
+@contextmanager
+def _problems_exit(code: int, prefix: str = "") -> Iterator[None]:
+    """End the process with this code where something is configured badly, after telling every problem."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"{prefix}{problem}", err=True)
+        sys.exit(code)
 
 
 def _default_node_id() -> str:

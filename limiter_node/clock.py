@@ -10,3 +10,8 @@ import time
 from functools import partial
 
 now_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+
+
+def wall_offset_ns() -> int:
+    """What is to be added to `now_ns` for the nanoseconds since 1970 that the wall clock shows."""
+    return time.time_ns() - now_ns()

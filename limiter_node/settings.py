@@ -7,7 +7,7 @@ the command line's: option, then `LIMITER_<OPTION>`, then the default.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,17 +34,24 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdSettings:
+    """Where etcd is, how to be let in, and what is ours in it."""
+
+    endpoints: tuple[str, ...]  # empty: standalone
+    prefix: str
+    ca: Path | None
+    cert: Path | None
+    key: Path | None
+    user: str | None
+    password: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to run one node; times carry their unit in the name."""
 
-    etcd: tuple[str, ...]  # client endpoints; empty: standalone
-    etcd_ca: Path | None
-    etcd_cert: Path | None
-    etcd_key: Path | None
-    etcd_user: str | None
-    etcd_password: str | None
+    etcd: EtcdSettings
     rules: Path | None  # standalone only
-    prefix: str
     node_id: str
     zone: str | None
     http: Address
@@ -62,7 +69,7 @@ class Settings:
     @property
     def is_standalone(self) -> bool:
         """Whether the node runs alone, without etcd."""
-        return not self.etcd
+        return not self.etcd.endpoints
 
 
 class _Problems(list[str]):
@@ -82,33 +89,22 @@ def parse(options: Mapping[str, Any]) -> Settings:
     """Settings from option values by their names; raises `ConfigError` with every problem."""
     problems = _Problems()
     listen = {name: problems.tried(name, parse_address, options[name]) for name in ("http", "admin", "peer")}
-    endpoints = problems.tried("etcd", _endpoints, options["etcd"]) or ()
+    etcd = _etcd(options, problems)
     advertise = problems.tried("advertise", _dialable, options["advertise"])
-    prefix = problems.tried("prefix", _prefix, options["prefix"])
     for option in ("node-id", "zone"):
         problems.tried(option, _name, options[option.replace("-", "_")])
     peer = listen["peer"]
-    if endpoints and peer and advertise is None and peer.host in WILDCARDS:
+    if etcd.endpoints and peer and advertise is None and peer.host in WILDCARDS:
         problems.append(f"--advertise: needed, since other nodes cannot dial --peer {peer}")
-    if endpoints and options["rules"]:
+    if etcd.endpoints and options["rules"]:
         problems.append("--rules: for a standalone node only; with --etcd the rules are in etcd")
-    if (options["etcd_cert"] is None) != (options["etcd_key"] is None):
-        problems.append("--etcd-cert and --etcd-key: one needs the other")
-    if (options["etcd_user"] is None) != (options["etcd_password"] is None):
-        problems.append("--etcd-user and --etcd-password: one needs the other")
     if options["drain_delay"] > options["drain_timeout"]:
         problems.append("--drain-delay: longer than --drain-timeout, which includes it")
     if problems:
         raise ConfigError(tuple(problems))
     return Settings(
-        etcd=endpoints,
-        etcd_ca=_path(options["etcd_ca"]),
-        etcd_cert=_path(options["etcd_cert"]),
-        etcd_key=_path(options["etcd_key"]),
-        etcd_user=options["etcd_user"],
-        etcd_password=options["etcd_password"],
+        etcd=etcd,
         rules=_path(options["rules"]),
-        prefix=prefix,
         node_id=options["node_id"],
         zone=options["zone"],
         http=listen["http"],
@@ -122,6 +118,32 @@ def parse(options: Mapping[str, Any]) -> Settings:
         drain_timeout_s=options["drain_timeout"],
         on_unknown_rule=options["on_unknown_rule"],
         max_keys=options["max_keys"],
+    )
+
+
+def parse_etcd(options: Mapping[str, Any]) -> EtcdSettings:
+    """The settings for etcd alone, from the same options; raises `ConfigError` with every problem."""
+    problems = _Problems()
+    etcd = _etcd(options, problems)
+    if not etcd.endpoints and not problems:
+        problems.append("--etcd: no endpoint is given; allowed: http://HOST:PORT or https://HOST:PORT")
+    if problems:
+        raise ConfigError(tuple(problems))
+    return etcd
+
+
+def _etcd(options: Mapping[str, Any], problems: _Problems) -> EtcdSettings:
+    for one, other in (("etcd-cert", "etcd-key"), ("etcd-user", "etcd-password")):
+        if (options[one.replace("-", "_")] is None) != (options[other.replace("-", "_")] is None):
+            problems.append(f"--{one} and --{other}: one needs the other")
+    return EtcdSettings(
+        endpoints=problems.tried("etcd", _endpoints, options["etcd"]) or (),
+        prefix=problems.tried("prefix", _prefix, options["prefix"]),
+        ca=_path(options["etcd_ca"]),
+        cert=_path(options["etcd_cert"]),
+        key=_path(options["etcd_key"]),
+        user=options["etcd_user"],
+        password=options["etcd_password"],
     )
 
 

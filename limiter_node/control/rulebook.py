@@ -16,7 +16,7 @@ import structlog
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.backends import parse_backend, parse_health, parse_record
 from limiter_node.core.errors import BadRule
-from limiter_node.core.rules import decode_json, parse_key_entry, parse_rule
+from limiter_node.core.rules import decode_json, decode_key_entry, parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.evidence import Signal
@@ -41,11 +41,16 @@ class RuleBook:
 
         What is not `live` was written at nobody knows what time: a monitor's word is then none.
         """
-        if key.partition("/")[0] not in KINDS:
+        kind, _, name = key.partition("/")
+        if kind not in KINDS:
             return
         try:
-            document = None if value is None else decode_json(value)
-            self.put(key, document, now_ns, is_deleted=value is None, is_live=is_live)
+            if kind == "keys" and value is not None:
+                self._engine.set_entry(name, decode_key_entry(name, value), now_ns)
+                self._note_good(key)
+            else:
+                document = None if value is None else decode_json(value)
+                self.put(key, document, now_ns, is_deleted=value is None, is_live=is_live)
         except BadRule as bad:
             self.reject(key, str(bad))
 
@@ -60,9 +65,12 @@ class RuleBook:
             self._put_health(name, None if is_deleted else parse_health(name, document, kind), now_ns, is_live=is_live)
         else:
             self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
+        self._note_good(key, is_logged=not is_deleted and kind in LOGGED)
+
+    def _note_good(self, key: str, *, is_logged: bool = False) -> None:
         if self.problems.pop(key, None):
             log.info("configuration mended", key=key)
-        elif not is_deleted and kind in LOGGED:
+        elif is_logged:
             log.info("configuration applied", key=key)
 
     def _put_backend(self, kind: str, name: str, document: Any, now_ns: int, *, is_deleted: bool) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 
+from limiter_node.control.source import BadText, Source
 from limiter_node.core.backends import parse_backend
-from limiter_node.core.errors import UNDECODABLE, BadRule, ConfigError
+from limiter_node.core.errors import BadRule, ConfigError
+from limiter_node.core.hints import did_you_mean
 from limiter_node.core.rules import parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from limiter_node.control.rulebook import RuleBook
@@ -32,50 +33,93 @@ SECTIONS: dict[str, Callable[[str, Any], object]] = {
 }
 
 
-def read_documents(path: Path) -> dict[str, Any]:
-    """{`rules/<name>` and so on: document} of a file; raises `BadRule` when it is no such file."""
-    try:
-        # JSON is YAML, but not every YAML reader knows all of JSON, and msgspec reads it faster.
-        decode = msgspec.json.decode if path.suffix == ".json" else msgspec.yaml.decode
-        content = decode(path.read_bytes())
-    except OSError as error:
-        raise BadRule((f"cannot be read: {error.strerror}",)) from None
-    except (*UNDECODABLE, ValueError) as error:  # YAML knows dates and numbers that Python does not
-        raise BadRule((f"neither YAML nor JSON: {error}",)) from None
-    if not isinstance(content, dict):
-        raise BadRule(("must be an object with rules, keys and backends",))
-    problems, documents = [], {}
-    for section, entries in content.items():
-        if section not in SECTIONS:
-            problems.append(f"{section}: unknown field; allowed: {', '.join(SECTIONS)}")
-        elif not isinstance(entries, dict):
-            problems.append(f"{section}: must be an object")
-        else:
-            # A number is as good as its digits; what YAML makes of yes or 2026-11-23 is not what was written.
-            names = [name for name in entries if type(name) not in (str, int)]
-            problems += [f"{section}: {name!r} is no text; allowed: a name in quotes" for name in names]
-            documents.update({f"{section}/{name}": document for name, document in entries.items()})
-    if problems:
-        raise BadRule(tuple(problems))
-    return documents
+class Reading:
+    """A rules file that could be read: its documents by their key in etcd, and where in it things are."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; raises `ConfigError` when it is no file, neither YAML nor JSON, or no object."""
+        self._path = path
+        try:
+            self._source = Source(path.read_bytes(), is_json=path.suffix == ".json")
+        except OSError as error:
+            raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
+        except BadText as bad:
+            raise ConfigError((_placed(path, bad.line, f"neither YAML nor JSON: {bad}"),)) from None
+        if not isinstance(self._source.content, dict):
+            raise ConfigError((f"{path}: must be an object with {', '.join(SECTIONS)}",))
+        self.documents, problems = _documents(self._source.content)
+        self._problems = [*self._source.lost, *problems]
+
+    def check(self, *, each: bool = True) -> None:
+        """Raise `ConfigError` with every problem of the file and, of `each`, of each document in it."""
+        problems = self._problems + (self._document_problems() if each else [])
+        if problems:
+            lines = [(self._source.line_of(problem), problem) for problem in problems]
+            lines.sort(key=lambda placed: placed[0] or 0)
+            raise ConfigError(tuple(_placed(self._path, line, problem) for line, problem in lines))
+
+    def _document_problems(self) -> list[str]:
+        problems = []
+        for key, document in self.documents.items():
+            section, _, name = key.partition("/")
+            try:
+                SECTIONS[section](name, document)
+            except BadRule as bad:
+                problems += [f"{key}: {problem}" for problem in bad.problems]
+        return problems
 
 
 def check_file(path: Path) -> dict[str, Any]:
     """The documents of a file in which everything is good; raises `ConfigError` listing every problem."""
-    try:
-        documents = read_documents(path)
-    except BadRule as bad:
-        raise ConfigError(tuple(f"{path}: {problem}" for problem in bad.problems)) from None
+    reading = Reading(path)
+    reading.check()
+    return reading.documents
+
+
+def check_files(paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The documents of each file; raises `ConfigError` listing every problem of all of them."""
+    checked: dict[Path, dict[str, Any]] = {}
     problems: list[str] = []
-    for key, document in documents.items():
-        section, _, name = key.partition("/")
+    for path in paths:
         try:
-            SECTIONS[section](name, document)
-        except BadRule as bad:
-            problems += [f"{path}: {key}: {problem}" for problem in bad.problems]
+            checked[path] = check_file(path)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(tuple(problems))
+    return checked
+
+
+def merged(files: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    """The documents of several files as of one; raises `ConfigError` for each that is in more than one of them."""
+    documents: dict[str, Any] = {}
+    homes: dict[str, Path] = {}
+    problems: list[str] = []
+    for path, found in files.items():
+        problems += [f"{path}: {key}: is in {homes[key]} too; allowed: in one file" for key in found if key in homes]
+        homes.update(dict.fromkeys(found, path))
+        documents.update(found)
     if problems:
         raise ConfigError(tuple(problems))
     return documents
+
+
+def _placed(path: Path, line: int | None, problem: str) -> str:
+    return f"{path}: {problem}" if line is None else f"{path}:{line}: {problem}"
+
+
+def _documents(content: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """{`rules/<name>` and so on: document}, and what is wrong with the sections."""
+    problems, documents = [], {}
+    for section, entries in content.items():
+        if section not in SECTIONS:
+            allowed = f"allowed: {', '.join(SECTIONS)}{did_you_mean(section, SECTIONS)}"
+            problems.append(f"{section}: unknown field; {allowed}")
+        elif not isinstance(entries, dict):
+            problems.append(f"{section}: must be an object of {{name: document}}")
+        else:
+            documents.update({f"{section}/{name}": document for name, document in entries.items()})
+    return documents, problems
 
 
 class RulesFile:
@@ -105,12 +149,13 @@ class RulesFile:
     def reload(self) -> None:
         """Read the file again; what is bad in it changes nothing."""
         try:
-            documents = read_documents(self._path)
-        except BadRule as bad:
+            reading = Reading(self._path)
+            reading.check(each=False)
+        except ConfigError as bad:
             self._book.reject(str(self._path), str(bad))
             return
         self._book.problems.pop(str(self._path), None)
-        self._apply(documents)
+        self._apply(reading.documents)
         log.info("rules file read", path=str(self._path), problems=len(self._book.problems))
 
     def _apply(self, documents: dict[str, Any]) -> None:

@@ -37,7 +37,8 @@ SAMPLES_UNTOLD = 100
 """What quantiles are taken to be of where nobody says: a monitor knows what it says."""
 
 ERROR_LABEL_ALLOWED = "LABEL=VALUE, LABEL!=VALUE, LABEL=~REGEX or LABEL!~REGEX, such as code=~5.."
-_URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+URL_PATTERN = r"https?://[^\s/]+(/\S*)?"
+_URL = re.compile(URL_PATTERN)
 _ERROR_LABEL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(=~|!~|!=|=)(.*)", re.DOTALL)
 
 
@@ -144,12 +145,8 @@ def to_ppm(multiplier: float) -> int:
 def parse_backend(name: str, document: Any) -> Backend:
     """Check a decoded document under `backends/`; raises `BadRule` with every problem."""
     problems = [*_name_problems(name), *problems_of(document, BackendDoc)]
-    if not problems:
-        problems += _fallback_problems(document.get("fallback", "hold"))
-        problems += _poll_problems(document.get("poll"))
-        low, high = document.get("min", 0.05), document.get("max", 1.0)
-        if low > high:
-            problems.append(f"max: {high} is below min; allowed: {low} to 1")
+    if isinstance(document, dict):
+        problems += _value_problems(document, {problem.partition(":")[0].partition(".")[0] for problem in problems})
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, BackendDoc)
@@ -265,6 +262,17 @@ def _poll(doc: PollDoc) -> Poll:
 def _name_problems(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not is_name(name):
         yield f"backend name: {name!r} is not allowed; allowed: {NAME_ALLOWED}"
+
+
+def _value_problems(document: dict[str, Any], bad: set[str]) -> Iterator[str]:
+    """What is wrong with values that are of the right type; `bad`: the fields that are not."""
+    if "fallback" not in bad:
+        yield from _fallback_problems(document.get("fallback", "hold"))
+    if "poll" not in bad:
+        yield from _poll_problems(document.get("poll"))
+    low, high = document.get("min", 0.05), document.get("max", 1.0)
+    if not bad & {"min", "max"} and low > high:
+        yield f"max: {high} is below min; allowed: {low} to 1"
 
 
 def _fallback_problems(fallback: float | str) -> Iterator[str]:

@@ -12,23 +12,28 @@ from __future__ import annotations
 from heapq import nsmallest
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from limiter_node.core.adaptive.registry import Backends
-from limiter_node.core.algorithms.token_bucket import PPM, UNIT
+from limiter_node.core.algorithms.face import Wall
+from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
-from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, UnknownRule, Verdict
+from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
 from limiter_node.core.orphans import Orphans
+from limiter_node.core.plan import move, pass_gate, share_of, tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
-from limiter_node.core.table import SHARDS, Census, Shard, Table
+from limiter_node.core.table import SHARDS, Census
+from limiter_node.core.token_plan import UNITS_PER_MICRO, TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.plan import Plan
     from limiter_node.core.rules import KeyEntry, Rule
+    from limiter_node.core.table import Shards
 
 SWEEP_PERIOD_NS = 1_000_000_000
 """How often each table is offered to expire: memory follows the keys active within a refill time plus this."""
@@ -45,8 +50,6 @@ UNREACHABLE_RETRY_NS = 1_000_000_000
 
 UNKNOWN_RULE = UnknownRule()
 
-UNITS_PER_MICRO = UNIT // MICROS
-
 
 class Engine:
     """Decides checks for the keys whose buckets this node holds."""
@@ -54,15 +57,16 @@ class Engine:
     def __init__(self, *, buckets_max: int, jitter: Callable[[], float] = lambda: 0.5) -> None:
         self.buckets_max = buckets_max
         self.rules: dict[str, RuleInForce] = {}
-        self.entries: dict[str, KeyEntry] = {}
+        self.entries = Entries()
         self.backends = Backends(jitter)
         self.sync_rules: set[str] = set()  # whose verdicts wait until the replica has them
         self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
+        self.wall = Wall()
         self._census = Census(buckets_max)
         self._orphans = Orphans()
-        self._dying: list[Shard] = []
-        self._sweep: Iterator[Table] = iter(())
+        self._dying: list[dict[str, Any]] = []
+        self._sweep: Iterator[Shards[Any]] = iter(())
         self._swept_ns = 0
         self._hand = 0  # where the search for room goes on, a shard's index
 
@@ -79,8 +83,8 @@ class Engine:
         if rule is None:
             return UNKNOWN_RULE
         key, segment = check.key, check.segment
-        if self.entries:
-            plan = self._plan(rule, key, segment, now_ns)
+        if self.entries.named:
+            plan = self.plan_for(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
@@ -97,19 +101,19 @@ class Engine:
         rule = self.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, check.key, check.segment, now_ns)
+        plan = self.plan_for(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
         if policy == "local":
-            plan = plan.share_of(parts, now_ns)
+            plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
                 verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
-            verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.limit.window_s)
+            verdict = Verdict(True, plan.tokens, plan.tokens, 0, 0, plan.window_s)
         else:
-            verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.limit.window_s)
+            verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.window_s)
         verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else verdict.reason)
         return _shadowed(verdict) if rule.rule.shadow else verdict
 
@@ -118,13 +122,13 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return UNKNOWN_RULE
-        plan = self._plan(rule, key, None, now_ns)
-        if plan.table.state(key) is None:
-            plan = next((other for other in rule.all_plans() if other.table.state(key) is not None), plan)
-        entry = self.entries.get(key)
+        plan = self.plan_for(rule, key, None, now_ns)
+        if not plan.has(key):
+            plan = rule.holding(key) or plan
+        entry = self.entries.find(key)
         bucket = plan.bucket(key, now_ns)
-        if entry and entry.segment and key in rule.own:
-            return Bucket(entry.segment, bucket.algorithm, bucket.limit, bucket.used, bucket.remaining)
+        if entry and entry.segment and rule_name in entry.limits:
+            return replace(bucket, segment=entry.segment)
         return bucket
 
     def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
@@ -133,9 +137,9 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
-        for plan in rule.all_plans():
-            for table in plan.tables():
-                table.pop_spent(key, now_ns)
+        for plan in rule.places(key):
+            for table in tables(plan):
+                table.forget(key)
         return True
 
     # What travels between nodes.
@@ -155,8 +159,11 @@ class Engine:
         plan = rule.holding(key)
         if not plan:
             return None
-        spent = plan.spent(key, now_ns)
-        return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
+        if isinstance(plan, TokenPlan):
+            spent = plan.spent(key, now_ns)
+            return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
+        account = plan.account(key, now_ns)
+        return Copy(rule_name, key, plan.segment, 0, account) if account else None
 
     def merge(self, copy: Copy, now_ns: int, *, follows: bool = False) -> None:
         """Take another node's copy: the bucket has spent the more of what either knows.
@@ -168,19 +175,24 @@ class Engine:
             self._orphans.put(copy, follows=follows)
             return
         key = copy.key
-        target = self._plan(rule, key, copy.segment, now_ns)
+        target = self.plan_for(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
-        holding = target if target.table.state(key) is not None else rule.holding(key)
-        known = 0 if holding is None else holding.spent(key, now_ns)
-        spent = 0 if copy.spent == FORGOTTEN_SPENT else max(known, copy.spent * UNITS_PER_MICRO)
-        if spent == known and (target is holding or not follows):
+        holding = target if target.has(key) else rule.holding(key)
+        if copy.spent == FORGOTTEN_SPENT:
+            if holding is not None:
+                holding.table.forget(key)
             return
-        if holding is not None and not (spent and target is holding):
-            holding.table.pop_spent(key, now_ns)
-        if spent:
-            target.table.put_spent(key, spent, now_ns)
-            if self._census.buckets > self.buckets_max:
-                self._make_room(now_ns)
+        is_here = holding is None or holding is target
+        if is_here and isinstance(target, TokenPlan) and not copy.account:
+            target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
+        else:
+            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent])]
+            if is_here:
+                target.credit(key, account, now_ns)
+            elif holding is not None and (holding.credit(key, account, now_ns) or follows):
+                move(key, holding, target, now_ns)
+        if self._census.buckets > self.buckets_max:
+            self._make_room(now_ns)
 
     def drop(self, rule_name: str, key: str) -> None:
         """Forget a bucket that is another node's."""
@@ -188,7 +200,13 @@ class Engine:
         rule = self.rules.get(rule_name)
         plan = rule and rule.holding(key)
         if plan:
-            plan.table.pop_spent(key, 0)
+            plan.table.forget(key)
+
+    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
+        """Give back up to `cost` whole tokens that a key has spent; returns how many."""
+        rule = self.rules.get(rule_name)
+        plan = rule and rule.holding(key)
+        return plan.refund(key, cost, now_ns) if plan else 0
 
     def holdings(self) -> Iterator[list[tuple[str, str]]]:
         """(rule, key) of every bucket, in small pieces; what comes meanwhile may be missing, and is in `changed`."""
@@ -211,27 +229,36 @@ class Engine:
         if rule is None:
             self.rules.pop(name, None)
             if known is not None:
-                for plan in known.all_plans():
-                    for table in plan.tables():
-                        self._dying += table.release()
+                self._dying += known.release()
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
-            known = self.rules[name] = RuleInForce(rule, ppm, now_ns, self._census)
+            known = self.rules[name] = RuleInForce(
+                rule, ppm, now_ns, census=self._census, wall=self.wall, entries=self.entries
+            )
             for copy, follows in orphans:
                 self.merge(copy, now_ns, follows=follows)
         else:
             known.set_rule(rule, ppm, now_ns)
         known.gate = self.backends.gate(rule.backend) if rule.backend else None
 
-    def set_entry(self, key: str, entry: KeyEntry | None, now_ns: int) -> None:
-        """Change what is special about a client key, or (None) make it a key like any other."""
-        if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        for rule in self.rules.values():
-            rule.set_entry(key, entry, now_ns)
+    def set_entry(self, name: str, entry: KeyEntry | None, now_ns: int) -> None:
+        """Change what is special about a client key or a pattern's keys, or (None) make them keys like any other.
+
+        Touches the buckets of no key but that one; those of a pattern's keys move when they are next asked for.
+        """
+        before = self.entries.put(name, entry)
+        for rule_name, written in before.limits.items() if before else ():
+            rule = self.rules.get(rule_name)
+            others = entry.limits.get(rule_name) if entry else None
+            if rule is None or written == others:
+                continue
+            if before and before.pattern:
+                rule.change_pattern(name, others, now_ns)
+            elif own := rule.own.get(written):
+                if own.has(name) and move(name, own, self.plan_for(rule, name, None, now_ns), now_ns):
+                    rule.changed.add(name)
+                rule.leave_own(name, written)
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
@@ -254,32 +281,33 @@ class Engine:
 
     # How.
 
-    def _plan(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
+    def plan_for(self, rule: RuleInForce, key: str, segment: str | None, now_ns: int) -> Plan:
         """Numbers of the key itself, else of the segment asked for, else of the key's own segment, else the default."""
-        if self.entries:
-            entry = self.entries.get(key)
+        if self.entries.named:
+            entry = self.entries.find(key)
             if entry is not None:
-                limit = entry.limits.get(rule.rule.name)
-                if limit is not None:
-                    return rule.own.get(key) or rule.own_plan(key, limit, now_ns)
+                written = entry.limits.get(rule.rule.name)
+                if written is not None:
+                    return rule.plan_of(entry, written, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
 
     def _pass_gate(self, rule: RuleInForce, plan: Plan, check: Check, verdict: Verdict, now_ns: int) -> Verdict:
         assert rule.gate is not None
-        priority = self._priority(rule, plan, check)
-        return plan.pass_gate(rule.gate, check, priority, verdict, now_ns, is_shadow=rule.rule.shadow)
+        priority = self.priority_of(rule, plan, check)
+        return pass_gate(plan, rule.gate, check, priority, verdict, now_ns=now_ns, is_shadow=rule.rule.shadow)
 
-    def _priority(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
+    def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""
         segment: str | None = plan.segment
-        if check.key in rule.own:
-            segment = check.segment or self.entries[check.key].segment
+        entry = self.entries.find(check.key)
+        if entry is not None and rule.rule.name in entry.limits:
+            segment = check.segment or entry.segment
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 
-    def _tables(self) -> list[Table]:
-        return [table for rule in self.rules.values() for plan in rule.all_plans() for table in plan.tables()]
+    def _tables(self) -> list[Shards[Any]]:
+        return [table for rule in self.rules.values() for plan in rule.all_plans() for table in tables(plan)]
 
     def _free(self, budget: int) -> None:
         while budget > 0 and self._dying:
@@ -294,18 +322,17 @@ class Engine:
 
     def _make_room(self, now_ns: int) -> None:
         """Forget the buckets nearest to full: of all when there are few, else of a sample by hash."""
-        tables = self._tables()
-        sample: list[tuple[int, str, Table]] = []
+        held = self._tables()
+        sample: list[tuple[int, str, Shards[Any]]] = []
         for offset in range(SHARDS):
-            for table in tables:
-                if offset <= table.mask:
-                    entries = table.shard_entries(self._hand & table.mask, now_ns)
-                    sample += [(table.ns_until_full(spent), key, table) for key, spent in entries]
+            for shards in held:
+                if offset <= shards.mask:
+                    sample += [(*entry, shards) for entry in shards.fullness(self._hand & shards.mask, now_ns)]
             self._hand += 1
             if len(sample) >= ROOM_SAMPLE:
                 break
-        for until_full_ns, key, table in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
-            table.pop_spent(key, now_ns)
+        for until_full_ns, key, shards in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
+            shards.forget(key)
             self.evicted += until_full_ns > 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.custody import Custody
+from limiter_node.core.explain import explain
 from limiter_node.core.fence import ALWAYS_NS, Fence
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
@@ -157,6 +158,8 @@ class Keeper:
             return self._engine.check(check, now_ns)
         if check.op is Op.INSPECT:
             return self._engine.inspect(check.rule, check.key, now_ns)
+        if check.op is Op.EXPLAIN:
+            return explain(self._engine, self._node_id, check, now_ns)
         self._engine.forget(check.rule, check.key, now_ns)
         self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
         return FORGOTTEN

@@ -41,6 +41,7 @@ class Op(IntEnum):
     CHECK = 0
     INSPECT = 1
     FORGET = 2
+    EXPLAIN = 9
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,6 +52,17 @@ class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cost: Tokens = 1
     segment: Name | None = None
     op: Op = Op.CHECK
+
+
+class LimitVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One of several limits in a verdict; the fields mean what they do there."""
+
+    rate: str
+    algorithm: str
+    limit: int
+    remaining: int
+    reset_ns: int
+    retry_ns: int
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=0):
@@ -65,6 +77,8 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=0):
     degraded: bool = False  # true when neither the owner nor its replica decided
     would_allow: bool | None = None  # the real verdict of a rule in shadow mode
     reason: str | None = None  # why denied, when not for the key's own limit
+    wait_ns: int | None = None  # a leaky bucket's: how long the caller is to hold back what was granted
+    limits: list[LimitVerdict] | None = None  # where the rule has several: each of them
 
 
 class NotOwner(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
@@ -85,6 +99,7 @@ class Bucket(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     limit: int
     used: int  # whole tokens, rounded up: `limit - remaining` while the bucket is not overdrawn
     remaining: int
+    limits: list[LimitVerdict] | None = None  # where the rule has several
 
 
 class Forgotten(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
@@ -95,12 +110,29 @@ class Unreachable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5)
     """The owner could not be asked to show or forget a bucket (a check gets a degraded verdict instead)."""
 
 
-Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable
-Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable
+class Explanation(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Why a check is decided as it is: what is in force for it on the node that decides, and what the bucket has."""
+
+    node: str
+    segment: str
+    segment_from: str  # who says so: the request, an entry below `keys/`, or nobody
+    limits_from: str  # where the numbers are written
+    limits: list[LimitVerdict]  # what cost 1 would get of each
+    used: int  # whole tokens of the tightest, rounded up
+    multiplier: float
+    backend: str | None
+    priority: int
+
+
+Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
+Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
 
 CHECKS_PER_FRAME_MAX = 1000
 COPIES_PER_FRAME_MAX = 500
 MEMBERS_MAX = 1000
+ENTRIES_MAX = 8
+ENTRY_VALUES_MAX = 2_000
+"""Two numbers of each grant in the largest `sliding_log`."""
 BACKENDS_MAX = 1000
 
 
@@ -115,6 +147,18 @@ class Member(msgspec.Struct, frozen=True):
     boot: int = 0  # one process' life: a node that was restarted has lost its buckets
 
 
+ANY_PERIOD = 0
+"""Of an entry that does not say its period."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a key has spent under one limit, as its algorithm packs it: tokens and durations."""
+
+    algorithm: ShortText
+    period_s: int  # of the limit; ANY_PERIOD where it is not told
+    values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]
+
+
 class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a key has spent under a rule, for a node that holds a copy of its bucket or takes it over."""
 
@@ -122,6 +166,8 @@ class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     segment: ShortText  # of the plan that holds the bucket, where the key has no numbers of its own
     spent: int  # millionths of a token, rounded up; FORGOTTEN_SPENT: whatever the copy says is to be forgotten
+    # Where the plan is not of a single token bucket, what was spent under each limit of it; then `spent` is 0.
+    account: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] = []
 
 
 FORGOTTEN_SPENT = -1

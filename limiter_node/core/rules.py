@@ -8,31 +8,46 @@ etcd or files.
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
-from limiter_node.core.model import DURATION_MAX_NS, Name
+from limiter_node.core.hints import did_you_mean, plain_rate
+from limiter_node.core.limits import (
+    BUCKETS,
+    CALENDAR,
+    COUNT_MAX,
+    LOG_COUNT_MAX,
+    RATE_ALLOWED,
+    WINDOWS,
+    Limit,
+    Limits,
+    check_timezone,
+    describe_limits,
+    match_rate,
+    parse_rate,
+    under,
+)
+from limiter_node.core.model import Name
+from limiter_node.core.patterns import is_pattern, network_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-COUNT_MAX = 10**12
-"""Largest count in a rate and largest burst, in tokens: exact in JSON everywhere, and below `model.COST_MAX`."""
-
-PERIOD_MAX_S = 366 * 86_400
-DEFAULT_SEGMENT = "default"
-SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-_RATE = re.compile(r"([0-9]{1,13})/([0-9]{0,9})([smhd])", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+_NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 NAME_ALLOWED = "1 to 64 of A-Z a-z 0-9 . _ -"
-RATE_ALLOWED = (
-    f"COUNT/PERIOD such as 100/s, 10/30s or 1000/d: COUNT 1 to {COUNT_MAX}, "
-    "PERIOD s, m, h, d or a whole number of them up to 366d"
-)
+DEFAULT_SEGMENT = "default"
+LIMITS_MAX = 8
+"""Limits in one rule: each costs every check of it the time of one."""
+
+AlgorithmName = Literal["token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log"]
+TimezoneName = Annotated[str, msgspec.Meta(max_length=64)]
+Burst = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
 
 
 def is_name(text: str) -> bool:
@@ -44,28 +59,33 @@ class LimitDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Numbers of one limit as written."""
 
     rate: str
-    burst: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] | None = None
-    algorithm: Literal["token_bucket"] = "token_bucket"
+    burst: Burst | None = None
+    algorithm: AlgorithmName | None = None
+    timezone: TimezoneName | None = None
 
 
-class SegmentDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A segment as written: its own numbers, or the rule's with another priority."""
+class NumbersDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A key's own numbers under a rule, as written: one limit, or a list of them."""
 
     rate: str | None = None
-    burst: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] | None = None
-    algorithm: Literal["token_bucket"] = "token_bucket"
-    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    burst: Burst | None = None
+    algorithm: AlgorithmName | None = None
+    timezone: TimezoneName | None = None
+    limits: list[LimitDoc] | None = None
 
 
-class RuleDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class SegmentDoc(NumbersDoc, forbid_unknown_fields=True, omit_defaults=True):
+    """A segment as written: its own numbers, or the rule's with another priority."""
+
+    priority: Priority | None = None
+
+
+class RuleDoc(NumbersDoc, forbid_unknown_fields=True, omit_defaults=True):
     """A rule as written."""
 
-    rate: str
-    burst: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] | None = None
-    algorithm: Literal["token_bucket"] = "token_bucket"
     segments: dict[str, SegmentDoc] = {}
     backend: Name | None = None
-    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    priority: Priority = 5
     on_unreachable: Literal["local", "allow", "deny"] = "local"
     durability: Literal["async", "sync"] = "async"
     shadow: bool = False
@@ -75,32 +95,14 @@ class KeyDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What is special about one client key, as written."""
 
     segment: Name | None = None
-    rules: dict[str, LimitDoc] = {}
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """A limit with its defaults filled in: `count` tokens per `period_s` seconds, at most `burst` at once."""
-
-    rate: str
-    count: int
-    period_s: int
-    burst: int
-
-    @property
-    def window_s(self) -> int:
-        """Seconds in which an empty bucket is full again at multiplier 1, rounded up."""
-        return min(-(-self.burst * self.period_s // self.count), DURATION_MAX_NS)
-
-    def describe(self) -> dict[str, Any]:
-        """As a document with every default spelled out."""
-        return {"rate": self.rate, "burst": self.burst, "algorithm": "token_bucket"}
+    rules: dict[str, NumbersDoc] = {}
 
 
 class Rule(msgspec.Struct, frozen=True):
     """A rule with its defaults filled in. `limits` always has the default segment."""
 
     name: str
-    limits: dict[str, Limit]
+    limits: dict[str, Limits]
     priorities: dict[str, int]
     backend: str | None
     on_unreachable: str
@@ -110,12 +112,12 @@ class Rule(msgspec.Struct, frozen=True):
     def describe(self) -> dict[str, Any]:
         """As a document with every default spelled out."""
         segments = {
-            segment: {**limit.describe(), "priority": self.priorities[segment]}
-            for segment, limit in self.limits.items()
+            segment: {**describe_limits(limits), "priority": self.priorities[segment]}
+            for segment, limits in self.limits.items()
             if segment != DEFAULT_SEGMENT
         }
         return {
-            **self.limits[DEFAULT_SEGMENT].describe(),
+            **describe_limits(self.limits[DEFAULT_SEGMENT]),
             "segments": segments,
             "backend": self.backend,
             "priority": self.priorities[DEFAULT_SEGMENT],
@@ -126,10 +128,11 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class KeyEntry(msgspec.Struct, frozen=True):
-    """What is special about one client key: the segment it belongs to, its own numbers per rule."""
+    """What is special about a client key, or about all that match a pattern: its segment, its own numbers per rule."""
 
     segment: str | None
-    limits: dict[str, Limit]
+    limits: dict[str, Limits]
+    pattern: str | None = None
 
 
 def decode_json(text: bytes) -> Any:
@@ -146,10 +149,10 @@ def parse_rule(name: str, document: Any) -> Rule:
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, RuleDoc)
-    default = _limit(doc.rate, doc.burst)
+    default = under(_limits(doc), ())
     limits, priorities = {DEFAULT_SEGMENT: default}, {DEFAULT_SEGMENT: doc.priority}
     for segment, entry in doc.segments.items():
-        limits[segment] = _limit(entry.rate, entry.burst) if entry.rate is not None else default
+        limits[segment] = under(_limits(entry), default) if entry.rate or entry.limits else default
         priorities[segment] = doc.priority if entry.priority is None else entry.priority
     return Rule(
         name=name,
@@ -163,14 +166,28 @@ def parse_rule(name: str, document: Any) -> Rule:
 
 
 def parse_key_entry(key: str, document: Any) -> KeyEntry:
-    """Check a decoded document for a client key; raises `BadRule` with every problem."""
-    wrong = key_problem(key)
+    """Check a decoded document for a client key or a pattern; raises `BadRule` with every problem."""
+    wrong = key_problem(key) or network_problem(key)
     problems = [f"key: {wrong}"] if wrong else []
     problems += problems_of(document, KeyDoc, "")
     if problems:
         raise BadRule(tuple(problems))
     doc = msgspec.convert(document, KeyDoc)
-    return KeyEntry(doc.segment, {rule: _limit(entry.rate, entry.burst) for rule, entry in doc.rules.items()})
+    limits = {rule: _limits(entry) for rule, entry in doc.rules.items()}
+    return KeyEntry(doc.segment, limits, key if is_pattern(key) else None)
+
+
+def decode_key_entry(key: str, text: bytes) -> KeyEntry:
+    """As `parse_key_entry`, from JSON; of the same text for other keys the same value, unless they are patterns."""
+    if is_pattern(key) or key_problem(key):
+        return parse_key_entry(key, decode_json(text))
+    return _plain_entry(text)
+
+
+@lru_cache(maxsize=4_096)
+def _plain_entry(text: bytes) -> KeyEntry:
+    # Many keys have few different entries: to look one up takes a tenth of the time, and half of the memory.
+    return parse_key_entry("-", decode_json(text))
 
 
 def key_problem(key: str) -> str | None:
@@ -194,19 +211,14 @@ def key_problem(key: str) -> str | None:
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def _limit(rate: str, burst: int | None) -> Limit:
-    count, period_s = parse_rate(rate)
-    return Limit(rate, count, period_s, count if burst is None else burst)
+def _limits(doc: NumbersDoc) -> Limits:
+    return tuple(map(_limit, doc.limits)) if doc.limits else (_limit(doc),)
 
 
-def parse_rate(text: str) -> tuple[int, int]:
-    """(tokens, seconds) of a rate such as `100/s` or `10/30s`; raises ValueError that says what is allowed."""
-    match = _RATE.fullmatch(text)
-    if match:
-        count, period_s = int(match[1]), int(match[2] or 1) * SECONDS[match[3]]
-        if 1 <= count <= COUNT_MAX and 1 <= period_s <= PERIOD_MAX_S:
-            return count, period_s
-    raise ValueError(f"{text!r} is no rate; allowed: {RATE_ALLOWED}")
+def _limit(doc: LimitDoc | NumbersDoc) -> Limit:
+    assert doc.rate is not None
+    count, period_s = parse_rate(doc.rate)
+    return Limit(doc.rate, count, period_s, doc.burst or count, doc.algorithm, doc.timezone)
 
 
 def _name_problems(path: str, name: Any) -> Iterator[str]:
@@ -223,43 +235,112 @@ def problems_of(document: Any, shape: type[msgspec.Struct], path: str = "") -> I
     if not isinstance(document, dict):
         yield f"{path.rstrip('.') or 'document'}: must be an object"
         return
-    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    fields = _fields(shape)
     for name, value in document.items():
         if name in fields:
             yield from _field_problems(value, fields[name], f"{path}{name}")
         elif shape.__struct_config__.forbid_unknown_fields:
-            yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}"
+            yield f"{path}{name}: unknown field; allowed: {', '.join(fields)}{did_you_mean(name, fields)}"
+    if issubclass(shape, NumbersDoc | LimitDoc):
+        yield from _number_problems(document, path, needs_rate=shape is not SegmentDoc)
+        return
     for name, field in fields.items():
         if field.required and name not in document:
             yield f"{path}{name}: is required"
-    if shape is SegmentDoc and document.get("burst") is not None and document.get("rate") is None:
-        yield f"{path}burst: needs a rate in the same entry"
+
+
+def _number_problems(document: dict[str, Any], path: str, *, needs_rate: bool) -> Iterator[str]:
+    """What is wrong with the numbers of one entry taken together; each alone has been looked at."""
+    given = {field for field in ("rate", "burst", "algorithm", "timezone") if document.get(field) is not None}
+    limits = document.get("limits")
+    if limits is not None:
+        if isinstance(limits, list) and not 1 <= len(limits) <= LIMITS_MAX:
+            yield f"{path}limits: {len(limits)} limits; allowed: 1 to {LIMITS_MAX}"
+        yield from (f"{path}{field}: cannot stand beside limits; allowed: in each of them" for field in sorted(given))
+    elif "rate" in given:
+        yield from _mismatches(document, path)
+    elif needs_rate:
+        yield f"{path}rate: is required"
+    else:
+        yield from (f"{path}{field}: needs a rate in the same entry" for field in sorted(given))
+
+
+def _mismatches(document: dict[str, Any], path: str) -> Iterator[str]:
+    """What the algorithm of one limit cannot have."""
+    algorithm, rate = document.get("algorithm"), document["rate"]
+    match = match_rate(rate) if isinstance(rate, str) else None
+    period = match and rate.partition("/")[2]
+    if algorithm in WINDOWS and document.get("burst") is not None:
+        yield f"{path}burst: {algorithm} has none; allowed: with {' or '.join(BUCKETS)}"
+    if algorithm not in (None, "fixed_window"):
+        if period == "month":
+            yield f"{path}rate: a month has no fixed length; allowed: with fixed_window"
+        if document.get("timezone") is not None:
+            yield f"{path}timezone: {algorithm} does not go by the calendar; allowed: with fixed_window"
+    elif document.get("timezone") is not None and match and period not in CALENDAR:
+        yield f"{path}timezone: {rate!r} does not go by the calendar; allowed: with a rate per d, week or month"
+    if algorithm == "sliding_log" and match and int(match[1]) > LOG_COUNT_MAX:
+        yield f"{path}rate: sliding_log keeps every grant; allowed: COUNT 1 to {LOG_COUNT_MAX}, or sliding_window"
+
+
+@cache
+def _fields(shape: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    # To ask the type anew for every document takes ten times as long as to check it.
+    return {field.name: field for field in msgspec.structs.fields(shape)}
 
 
 def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> Iterator[str]:
-    args = get_args(field.type)
-    shapes = [shape for shape in (field.type, *args) if isinstance(shape, type) and issubclass(shape, msgspec.Struct)]
-    if shapes and isinstance(value, dict):
-        if get_origin(field.type) is not dict:
-            yield from problems_of(value, shapes[0], f"{path}.")
+    shape, container = _shape(field.type)
+    if shape is not None and isinstance(value, dict) and container is not list:
+        if container is None:
+            yield from problems_of(value, shape, f"{path}.")
             return
         for name, entry in value.items():
             yield from _name_problems(path, name)
-            yield from problems_of(entry, shapes[0], f"{path}.{name}.")
+            yield from problems_of(entry, shape, f"{path}.{name}.")
+        return
+    if shape is not None and isinstance(value, list) and container is list:
+        for index, entry in enumerate(value):
+            yield from problems_of(entry, shape, f"{path}[{index}].")
         return
     try:
         converted = msgspec.convert(value, field.type)
-        if field.name == "rate" and isinstance(converted, str):
-            parse_rate(converted)
+        if isinstance(converted, str) and field.name in CHECKED:
+            CHECKED[field.name](converted)
     except msgspec.ValidationError as error:
-        yield f"{path}: {_allowed(error, field)}"
+        yield f"{path}: {_allowed(error, field, value)}"
     except ValueError as error:
-        yield f"{path}: {error}"
+        yield f"{path}: {error}{_rate_hint(value) if field.name == 'rate' else ''}"
 
 
-def _allowed(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo) -> str:
+def _rate_hint(written: str) -> str:
+    plain = plain_rate(written)
+    return f'; did you mean "{plain}"?' if match_rate(plain) else ""
+
+
+@cache
+def _shape(type_: Any) -> tuple[type[msgspec.Struct] | None, type | None]:
+    """The struct in a field's type, and what holds it there: a dict, a list or (None) nothing."""
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return type_, None
+    container = get_origin(type_)
+    for arg in get_args(type_):
+        shape, inner = _shape(arg)
+        if shape is not None:
+            return shape, inner or (container if container in (dict, list) else None)
+    return None, None
+
+
+CHECKED: dict[str, Callable[[Any], Any]] = {"rate": parse_rate, "timezone": check_timezone}
+"""Fields whose text has a meaning that the types do not know."""
+
+
+def _allowed(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo, value: Any) -> str:
     text = str(error).replace("`", "")
-    literals = [literal for arg in (field.type, *get_args(field.type)) for literal in get_args(arg)]
-    if get_origin(field.type) is Literal:
-        return f"{text}; allowed: {', '.join(map(str, get_args(field.type)))}"
-    return f"{text}; allowed: {NAME_ALLOWED}" if "regex" in text and literals else text
+    if field.name == "rate":
+        return f"{text}; allowed: {RATE_ALLOWED}"
+    parts = (field.type, *get_args(field.type))
+    choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    if choices:
+        return f"{text}; allowed: {', '.join(map(str, choices))}{did_you_mean(value, choices)}"
+    return f"{value!r} is not allowed; allowed: {NAME_ALLOWED}" if "regex" in text else text

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Check
+from limiter_node.core.plan import turned_away
 
 if TYPE_CHECKING:
     from limiter_node.core.links import Forward
@@ -40,7 +41,9 @@ class Shortcut:
         owner = router.ring.owner(key)
         if owner != router.node_id:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
-        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or key in engine.entries or rule.rule.shadow:
+        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
+            return None
+        if engine.entries.named and engine.entries.find(key) is not None:
             return None
         grant = rule.default.grant(key, now_ns)
         gate = rule.gate
@@ -48,7 +51,7 @@ class Shortcut:
             gate.offer(rule.priority)
             retry_ns = gate.admit(rule.priority, now_ns)
             if retry_ns:
-                return rule.default.turned_away(key, 1, retry_ns, now_ns)
+                return turned_away(rule.default, key, 1, retry_ns, now_ns)
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
         return grant

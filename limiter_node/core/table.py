@@ -15,7 +15,7 @@ Invariant: forgetting by expiry changes no later answer; `state` of an absent ke
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock
 
@@ -27,7 +27,7 @@ SHARDS = 256
 
 PIECE_KEYS = 100
 
-Shard = dict[str, int]
+Held = TypeVar("Held")
 
 
 class Census:
@@ -40,18 +40,77 @@ class Census:
         self.buckets_max = buckets_max
 
 
-class Table:
+class Shards(Generic[Held]):
+    """Values by key in two generations of shards, the young and the old; who is in which is the subclass' business."""
+
+    __slots__ = ("census", "mask", "old", "young")
+
+    def __init__(self, census: Census, shards: int) -> None:
+        self.census = census
+        self.mask = shards - 1  # shards is a power of two
+        self.young: list[dict[str, Held]] = [{} for _ in range(shards)]
+        self.old: list[dict[str, Held]] = [{} for _ in range(shards)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.young)) + sum(map(len, self.old))
+
+    def put(self, key: str, held: Held) -> None:
+        """Store a value; it is young."""
+        index = hash(key) & self.mask
+        shard = self.young[index]
+        if key not in shard and self.old[index].pop(key, None) is None:
+            self.census.buckets += 1
+        shard[key] = held
+
+    def forget(self, key: str) -> None:
+        """Remove the key, if it is here."""
+        index = hash(key) & self.mask
+        if self.young[index].pop(key, None) is not None or self.old[index].pop(key, None) is not None:
+            self.census.buckets -= 1
+
+    def turn(self) -> list[dict[str, Held]]:
+        """Let the old generation go and make the young one old; returns the shards let go.
+
+        The caller frees them in bounded pieces: dropping a million entries at once would stall the loop for 100 ms.
+        """
+        dropped = [shard for shard in self.old if shard]
+        self.census.buckets -= sum(map(len, dropped))
+        if dropped or any(self.young):
+            self.old, self.young = self.young, [{} for _ in self.young]
+        return dropped
+
+    def release(self) -> list[dict[str, Held]]:
+        """Forget everything; returns the shards let go, as `turn` does."""
+        dropped = [shard for shard in (*self.young, *self.old) if shard]
+        self.census.buckets -= sum(map(len, dropped))
+        self.young, self.old = [{} for _ in self.young], [{} for _ in self.old]
+        return dropped
+
+    def key_pieces(self) -> Iterator[list[str]]:
+        """All keys, at most PIECE_KEYS at a time; of a shard as it was when its first piece was asked for."""
+        for young, old in zip(self.young, self.old, strict=True):
+            keys = [*young, *old]
+            for start in range(0, len(keys), PIECE_KEYS):
+                yield keys[start : start + PIECE_KEYS]
+
+    def rotate(self, now_ns: int) -> list[dict[str, Held]]:
+        """Turn, if all that is old has no meaning any more. Call it about once a second; it is cheap otherwise."""
+        raise NotImplementedError
+
+    def fullness(self, index: int, now_ns: int) -> Iterator[tuple[int, str]]:
+        """(nanoseconds until it is full, key) of each bucket in a shard; the caller must not store meanwhile."""
+        raise NotImplementedError
+
+
+class Table(Shards[int]):
     """Buckets of the keys under one plan; `capacity` and states are in units of 1/UNIT token."""
 
-    __slots__ = ("_due", "_young_ceiling", "capacity", "census", "clock", "mask", "old", "shift", "young")
+    __slots__ = ("_due", "_young_ceiling", "capacity", "clock", "shift")
 
     def __init__(self, census: Census, now_ns: int, capacity: int, num: int, den: int, *, shards: int = SHARDS) -> None:
-        self.census = census
+        super().__init__(census, shards)
         self.clock = VirtualClock(now_ns, num, den)
         self.capacity = capacity
-        self.mask = shards - 1  # shards is a power of two
-        self.young: list[Shard] = [{} for _ in range(shards)]
-        self.old: list[Shard] = [{} for _ in range(shards)]
         # States in `old` were counted from the origin before this one: subtract `shift` to compare them with V.
         self.shift = 0
         # No young bucket can be further from full than this.
@@ -59,9 +118,6 @@ class Table:
         # Once V reads this, every bucket in `old` is full: V was 0 when they stopped being young, and none of
         # them was further from full than the ceiling they had then.
         self._due = capacity
-
-    def __len__(self) -> int:
-        return sum(map(len, self.young)) + sum(map(len, self.old))
 
     def state(self, key: str) -> int | None:
         """The key's state, or None for a full bucket that is not stored. Moves nothing."""
@@ -73,14 +129,6 @@ class Table:
         """The state of a key that is not young, in the shard of that index."""
         state = self.old[index].get(key)
         return None if state is None else state - self.shift
-
-    def put(self, key: str, state: int) -> None:
-        """Store a state of at most `capacity` units above the clock."""
-        index = hash(key) & self.mask
-        shard = self.young[index]
-        if key not in shard and self.old[index].pop(key, None) is None:
-            self.census.buckets += 1
-        shard[key] = state
 
     def put_spent(self, key: str, spent: int, now_ns: int) -> None:
         """Store a bucket that comes from elsewhere with `spent` units, which may exceed the capacity here."""
@@ -104,31 +152,22 @@ class Table:
         self.capacity = capacity
         self._young_ceiling = max(self._young_ceiling, capacity)
 
-    def rotate(self, now_ns: int) -> list[Shard]:
-        """Drop the old generation if all its buckets are full by now; returns the shards let go.
-
-        The caller frees them in bounded pieces: dropping a million entries at once would stall the loop for
-        100 ms. Call it about once a second; it is cheap when there is nothing to do.
-        """
+    def rotate(self, now_ns: int) -> list[dict[str, int]]:
+        """Drop the old generation if all its buckets are full by now."""
         v = self.clock.at(now_ns)
         if v < self._due:
             return []
         self.clock.base -= v
         self.shift = v
-        dropped = [shard for shard in self.old if shard]
-        self.census.buckets -= sum(map(len, dropped))
-        if dropped or any(self.young):
-            self.old, self.young = self.young, [{} for _ in self.young]
+        dropped = self.turn()
         self._due = max(self._young_ceiling, self.capacity)
         self._young_ceiling = self.capacity
         return dropped
 
-    def release(self) -> list[Shard]:
-        """Forget every bucket; returns the shards let go, as `rotate` does."""
-        dropped = [shard for shard in (*self.young, *self.old) if shard]
-        self.census.buckets -= sum(map(len, dropped))
-        self.young, self.old = [{} for _ in self.young], [{} for _ in self.old]
-        return dropped
+    def fullness(self, index: int, now_ns: int) -> Iterator[tuple[int, str]]:
+        """(nanoseconds until it is full, key) of each bucket in a shard; the caller must not store meanwhile."""
+        for key, spent in self.shard_entries(index, now_ns):
+            yield self.ns_until_full(spent), key
 
     def shard_entries(self, index: int, now_ns: int) -> Iterator[tuple[str, int]]:
         """(key, units spent) of one shard, both generations; the caller must not store meanwhile."""
@@ -138,13 +177,6 @@ class Table:
         v += self.shift
         for key, state in self.old[index].items():
             yield key, max(0, state - v)
-
-    def key_pieces(self) -> Iterator[list[str]]:
-        """All keys, at most PIECE_KEYS at a time; of a shard as it was when its first piece was asked for."""
-        for young, old in zip(self.young, self.old, strict=True):
-            keys = [*young, *old]
-            for start in range(0, len(keys), PIECE_KEYS):
-                yield keys[start : start + PIECE_KEYS]
 
     def ns_until_full(self, spent: int) -> int:
         """Nanoseconds in which `spent` units are refilled at the present rate."""

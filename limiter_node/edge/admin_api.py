@@ -17,7 +17,7 @@ from limiter_node import clock
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
-from limiter_node.edge.answers import Problem, problem_document
+from limiter_node.edge.answers import Problem, limit_document, problem_document
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -129,6 +129,7 @@ class AdminApi:
                 "remaining": outcome.remaining,
                 "owner": ring.owner(key),
                 "replica": ring.replica(key),
+                **({} if outcome.limits is None else {"limits": list(map(limit_document, outcome.limits))}),
             }
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from limiter_node.core.model import Verdict
+    from limiter_node.core.model import Check, Explanation, LimitVerdict, Verdict
     from limiter_node.core.plan import Grant
     from limiter_node.edge.metrics import RuleCounters
 
@@ -104,10 +104,51 @@ def verdict_json(rule: str, verdict: Verdict) -> str:
         text += f',"reason":"{verdict.reason}"'
         if verdict.reason == "backend_overload":
             text += REDUCED_CAPACITY
+    if verdict.wait_ns is not None:
+        text += f',"wait_ms":{verdict.wait_ns / 1_000_000}'
+    if verdict.limits is not None:
+        text += f',"limits":{_limits_json(verdict.limits)}'
     return text + "}"
 
 
-def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, connection: str) -> bytes:
+def limit_document(limit: LimitVerdict) -> dict[str, object]:
+    """One of several limits."""
+    return {
+        "rate": limit.rate,
+        "algorithm": limit.algorithm,
+        "limit": limit.limit,
+        "remaining": limit.remaining,
+        "reset_after": limit.reset_ns / NS,
+        "retry_after": None if limit.retry_ns < 0 else limit.retry_ns / NS,
+    }
+
+
+def _limits_json(limits: list[LimitVerdict]) -> str:
+    return msgspec.json.encode(list(map(limit_document, limits))).decode()
+
+
+def explanation_json(explanation: Explanation, check: Check, owner: str | None, replica: str | None) -> str:
+    """What led to a verdict."""
+    about = {
+        "rule": check.rule,
+        "key": check.key,
+        "segment": explanation.segment,
+        "segment_from": explanation.segment_from,
+        "limits_from": explanation.limits_from,
+        "multiplier": explanation.multiplier,
+        "backend": explanation.backend,
+        "priority": explanation.priority,
+        "used": explanation.used,
+        "owner": owner,
+        "replica": replica,
+        "decided_by": explanation.node,
+    }
+    return msgspec.json.encode(about | {"limits": list(map(limit_document, explanation.limits))}).decode()
+
+
+def verdict_answer(
+    rule: str, verdict: Verdict, deny_status: int, date: str, connection: str, *, explanation: str = ""
+) -> bytes:
     """The whole answer for a verdict: 200, or `deny_status` with `Retry-After`.
 
     Headers follow draft-ietf-httpapi-ratelimit-headers and the X-RateLimit custom; `Retry-After` is in whole seconds,
@@ -115,6 +156,8 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
     """
     reset_s = -(-verdict.reset_ns // NS)
     body = verdict_json(rule, verdict)
+    if explanation:
+        body = f'{body[:-1]},"explain":{explanation}}}'
     retry = ""
     if not verdict.allowed and verdict.retry_ns >= 0:
         retry = f"Retry-After: {max(1, -(-verdict.retry_ns // NS))}\r\n"
@@ -129,9 +172,12 @@ def verdict_answer(rule: str, verdict: Verdict, deny_status: int, date: str, con
 
 def usual_grant(verdict: Verdict) -> Grant | None:
     """What `UsualAnswers` makes an answer of; None for a verdict that has more to say."""
-    if verdict.allowed and not verdict.degraded and verdict.would_allow is None:
-        return (verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns
-    return None
+    has_more = verdict.degraded or verdict.would_allow is not None or verdict.wait_ns is not None or verdict.limits
+    return (
+        None
+        if has_more or not verdict.allowed
+        else ((verdict.limit, verdict.window_s), verdict.remaining, verdict.reset_ns)
+    )
 
 
 class UsualAnswers:

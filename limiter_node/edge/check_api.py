@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from limiter_node.core.engine import UNKNOWN_RULE
 from limiter_node.core.links import Forward
@@ -25,7 +26,9 @@ from limiter_node.edge.answers import (
     verdict_answer,
     verdict_json,
 )
+from limiter_node.edge.explaining import ExplainedCheck
 from limiter_node.edge.requests import (
+    ASKED_FIELDS,
     PLAIN_GET,
     CheckBody,
     bad_field,
@@ -59,7 +62,7 @@ class CheckApi:
 
     def __init__(self, router: Router, counters: Counters, *, on_unknown_rule: str) -> None:
         self.is_answering = False
-        self._router = router
+        self.router = router
         self._engine = router.engine
         self._counters = counters
         self._on_unknown_rule = on_unknown_rule
@@ -69,6 +72,7 @@ class CheckApi:
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
             b"/v1/check": {b"GET": self._get_check, b"POST": self._post_check},
             b"/v1/check/batch": {b"POST": self._post_batch},
+            b"/v1/explain": {b"GET": self._get_explain},
             b"/v1/report": {b"POST": self._post_report},
         }
 
@@ -131,7 +135,7 @@ class CheckApi:
         segment = check.segment
         if segment is not None and segment not in rule.plans and not is_name(segment):
             return bad_field("segment", f"{segment!r} is not allowed")
-        return self._router.check(check, now_ns)
+        return self.router.check(check, now_ns)
 
     def judge(self, rule: str, outcome: Outcome | Problem) -> Verdict | Problem:
         """What an outcome means to the caller; counts it."""
@@ -147,12 +151,20 @@ class CheckApi:
         return outcome
 
     def _get_check(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
-        check, deny_status = parse_query(query)
+        check, deny_status, explains = parse_query(query)
+        if explains:
+            return ExplainedCheck(self, check, deny_status, request, slot).ask()
         return self._check(check, deny_status, request, slot)
+
+    def _get_explain(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
+        check, _, _ = parse_query(query)
+        return ExplainedCheck(self, replace(check, cost=0), 200, request, slot).ask()
 
     def _post_check(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
-        body = decoded(request.body, decode_check)
+        body = decoded(request.body, decode_check, ASKED_FIELDS)
+        if body.explain:
+            return ExplainedCheck(self, to_check(body), 429, request, slot).ask()
         usual = self.usual.get(body.rule)
         if usual is not None and not request.connection_header and body.is_usual():
             outcome = self.shortcut(body.rule, body.key, request.now_ns)

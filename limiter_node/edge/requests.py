@@ -47,6 +47,16 @@ class CheckBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
         )
 
 
+class AskedBody(CheckBody, forbid_unknown_fields=True, gc=False):
+    """A check alone in its request, as written in JSON."""
+
+    explain: bool = False
+
+    def is_usual(self) -> bool:
+        """As `CheckBody` has it; and it wants no explanation."""
+        return not self.explain and super().is_usual()
+
+
 class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose checks are all well-formed: the fast way."""
 
@@ -96,9 +106,11 @@ ALLOWED = {
     "segment": NAME_ALLOWED,
     "checks": f"an array of 1 to {BATCH_MAX} checks",
     "deny_status": "401, 403 or 503",
+    "explain": "true or false",
 }
 
-decode_check: Callable[[bytes], CheckBody] = msgspec.json.Decoder(CheckBody).decode
+decode_check: Callable[[bytes], AskedBody] = msgspec.json.Decoder(AskedBody).decode
+_decode_item: Callable[[bytes], CheckBody] = msgspec.json.Decoder(CheckBody).decode
 _decode_named: Callable[[bytes], NamedBody] = msgspec.json.Decoder(NamedBody).decode
 _decode_report: Callable[[bytes], ReportBody] = msgspec.json.Decoder(ReportBody).decode
 _decode_batch: Callable[[bytes], BatchBody] = msgspec.json.Decoder(BatchBody).decode
@@ -115,7 +127,9 @@ match_plain_get = re.compile(
 ).fullmatch
 find_unplain = re.compile(f"[^{_PLAIN}]").search
 CHECK_FIELDS = "rule, key, cost, segment"
-_QUERY_FIELDS = frozenset({"rule", "key", "cost", "segment", "deny_status"})
+ASKED_FIELDS = f"{CHECK_FIELDS}, explain"
+_QUERY_FIELDS = frozenset({"rule", "key", "cost", "segment", "deny_status", "explain"})
+BOOLS = {"true": True, "false": False}
 _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _FIELD_IN_ERROR = re.compile(r"(?:field `(.*?)`|`\$\S*\.(\w+)\S*`)(?: - at `.*`)?$", re.DOTALL)
 
@@ -220,13 +234,35 @@ def check_or_problem(body: CheckBody | Problem) -> Check | Problem:
 
 def _raw_check(raw: msgspec.Raw) -> CheckBody | Problem:
     try:
-        return decoded(bytes(raw), decode_check)
+        return decoded(bytes(raw), _decode_item)
     except Problem as problem:
         return problem
 
 
-def parse_query(query: bytes) -> tuple[Check, int]:
-    """(check, status of a denial) of `GET /v1/check?...`, form-decoded."""
+def parse_query(query: bytes) -> tuple[Check, int, bool]:
+    """(check, status of a denial, whether it is to be explained) of `GET /v1/check?...`, form-decoded."""
+    fields = _fields(query)
+    for name in ("rule", "key"):
+        if name not in fields:
+            raise bad_field(name, "is required")
+    check = to_check(
+        CheckBody(
+            fields["rule"],
+            fields["key"],
+            _cost(fields.get("cost", "1")),
+            fields.get("segment", msgspec.UNSET),
+        )
+    )
+    deny_status = fields.get("deny_status")
+    if deny_status is not None and deny_status not in DENY_STATUSES:
+        raise bad_field("deny_status", f"{deny_status!r} is not allowed")
+    explain = fields.get("explain", "false")
+    if explain not in BOOLS:
+        raise bad_field("explain", f"{explain!r} is not allowed")
+    return check, 429 if deny_status is None else DENY_STATUSES[deny_status], BOOLS[explain]
+
+
+def _fields(query: bytes) -> dict[str, str]:
     fields: dict[str, str] = {}
     text = query.decode("latin-1")
     is_plain = "%" not in text and "+" not in text and text.isascii()
@@ -241,23 +277,7 @@ def parse_query(query: bytes) -> tuple[Check, int]:
                 continue
             raise Problem(400, f"{name}: unknown parameter; allowed: {', '.join(sorted(_QUERY_FIELDS))}")
         fields[name] = value
-    for name in ("rule", "key"):
-        if name not in fields:
-            raise bad_field(name, "is required")
-    check = to_check(
-        CheckBody(
-            fields["rule"],
-            fields["key"],
-            _cost(fields.get("cost", "1")),
-            fields.get("segment", msgspec.UNSET),
-        )
-    )
-    deny_status = fields.get("deny_status")
-    if deny_status is None:
-        return check, 429
-    if deny_status not in DENY_STATUSES:
-        raise bad_field("deny_status", f"{deny_status!r} is not allowed")
-    return check, DENY_STATUSES[deny_status]
+    return fields
 
 
 def _cost(text: str) -> int:

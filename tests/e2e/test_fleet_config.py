@@ -308,6 +308,45 @@ def test_key_entries_take_any_client_key(fleet: Fleet, key: str) -> None:
     assert [remaining(node, "any-key", key) for node in fleet.nodes[:3]] == [3, 2, 1]
 
 
+def test_patterns_stand_for_keys_the_best_one_wins_and_no_change_forgets(fleet: Fleet) -> None:
+    fleet.put("rules/wide", daily(10, segments={"premium": daily(100)}))
+    patterns = {
+        "172.16.0.0/12": {"rules": {"wide": daily(20)}},
+        "172.16.5.0/24": {"segment": "premium"},
+        "172.16.*": {"rules": {"wide": daily(30)}},
+        "2001:db8:77::/48": {"rules": {"wide": daily(40)}},
+        "tenant-a:*": {"rules": {"wide": daily(50)}},
+        "172.16.5.9": {"rules": {"wide": daily(60)}},
+    }
+    for name, document in patterns.items():
+        fleet.put(f"keys/{name}", document)
+    keys = {
+        "172.16.0.1": 20,
+        "172.31.255.255": 20,
+        "172.32.0.0": 10,
+        "172.16.5.1": 100,
+        "172.16.5.9": 60,
+        "172.16.x": 30,
+        "2001:db8:77:1::5": 40,
+        "2001:db8:78::5": 10,
+        "tenant-a:42": 50,
+        "tenant-b:42": 10,
+    }
+    for key, burst in keys.items():
+        assert [remaining(node, "wide", key) for node in fleet.nodes] == [burst - 1, burst - 2, burst - 3], key
+    fleet.put("keys/172.16.0.0/12", {"rules": {"wide": daily(25)}})
+    fleet.delete("keys/172.16.5.0/24")
+    fleet.delete("keys/tenant-a:*")
+    fleet.delete("keys/172.16.5.9")
+    changed = {"172.16.0.1": 25, "172.31.255.255": 25, "172.16.5.1": 25, "172.16.5.9": 25, "tenant-a:42": 10}
+    for key, burst in (keys | changed).items():
+        assert [remaining(node, "wide", key) for node in fleet.nodes] == [burst - 4, burst - 5, burst - 6], key
+    fleet.etcd.etcdctl("put", "/limiter/keys/172.16.1.1/12", "{}")
+    eventually(lambda: fleet.problems() == [["keys/172.16.1.1/12"]] * 3)
+    for name in ("172.16.1.1/12", *patterns):
+        fleet.delete(f"keys/{name}")
+
+
 # Multipliers
 
 

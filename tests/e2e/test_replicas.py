@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import pytest
@@ -75,12 +75,24 @@ def batch(node: NodeProcess, rule: str, keys: Sequence[str]) -> list[bool]:
     return [result["allowed"] for result in results]
 
 
+ALGORITHMS = ("token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log")
+
+RULES: dict[str, dict[str, Any]] = {
+    **{algorithm: {"rate": "10/d", "algorithm": algorithm} for algorithm in ALGORITHMS},
+    "fixed_window": {"rate": "10/month", "algorithm": "fixed_window"},
+    "joint": {"limits": [{"rate": "100/s"}, {"rate": "20/d", "algorithm": "sliding_log"}, {"rate": "10/d"}]},
+}
+"""One rule for each algorithm, and one of several limits; all of them let ten in."""
+
+
 def test_a_fleet_rolled_one_by_one_grants_exactly_what_was_left(fleet: Fleet) -> None:
-    fleet.put("rules/hourly", {"rate": "10/h"})
+    for name, rule in RULES.items():
+        fleet.put(f"rules/{name}", rule)
     fleet.put("rules/load", daily(1_000_000))
     keys = [f"user:{number}" for number in range(200)]
     for turn in range(4):
-        assert batch(fleet.nodes[turn % 3], "hourly", keys) == [True] * 200
+        for rule_name in RULES:
+            assert batch(fleet.nodes[turn % 3], rule_name, keys) == [True] * 200
     addresses = [node.http for node in fleet.nodes]
     background = [f"load:{number}" for number in range(5)]
     with ExitStack() as stack:
@@ -94,11 +106,27 @@ def test_a_fleet_rolled_one_by_one_grants_exactly_what_was_left(fleet: Fleet) ->
         checks = sum(len(load.granted_s) for load in loads)
     say(f"{checks} background checks while all three nodes were replaced")
     assert [load.failed for load in loads] == [[]] * len(loads)
-    granted = dict.fromkeys(keys, 0)
-    for turn in range(8):
-        for key, is_granted in zip(keys, batch(fleet.nodes[turn % 3], "hourly", keys), strict=True):
-            granted[key] += is_granted
-    assert set(granted.values()) == {6}
+    for rule_name in RULES:
+        granted = dict.fromkeys(keys, 0)
+        for turn in range(8):
+            for key, is_granted in zip(keys, batch(fleet.nodes[turn % 3], rule_name, keys), strict=True):
+                granted[key] += is_granted
+        assert set(granted.values()) == {6}, rule_name
+
+
+def test_what_every_algorithm_has_granted_is_known_to_the_replica_of_a_node_that_is_killed(fleet: Fleet) -> None:
+    for name, rule in RULES.items():
+        fleet.put(f"rules/{name}", rule)
+    *survivors, victim = fleet.nodes
+    keys = fleet.owned_by(victim, 20)
+    for rule_name in RULES:
+        for turn in range(4):
+            assert batch(fleet.nodes[turn % 3], rule_name, keys) == [True] * 20
+    eventually(fleet.has_replicated, what="copies at the replicas")
+    victim.kill()
+    for rule_name in RULES:
+        granted = [batch(survivors[turn % 2], rule_name, keys) for turn in range(8)]
+        assert [sum(each) for each in zip(*granted, strict=True)] == [6] * 20, rule_name
 
 
 @pytest.mark.parametrize("durability", ["async", "sync"])

@@ -422,7 +422,7 @@ def test_the_version_is_printed() -> None:
 def test_help_lists_the_commands() -> None:
     result = run_cli("--help")
     assert result.code == 0
-    for command in ("serve", "validate"):
+    for command in ("serve", "validate", "apply", "status", "schema"):
         assert re.search(rf"^ +{command}\b", result.stdout, re.MULTILINE), command
 
 

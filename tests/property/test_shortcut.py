@@ -36,14 +36,15 @@ documents = st.builds(
     st.sampled_from([False, False, True]),
     st.sampled_from(["async", "async", "sync"]),
 )
-entries = st.sampled_from([None, {"segment": "free"}, {"rules": {"api": {"rate": "2/s", "burst": 3}}}])
+NAMES = [*KEYS, "k*", "k?", "*0", "?1"]
+entries = st.sampled_from([None, {}, {"segment": "free"}, {"rules": {"api": {"rate": "2/s", "burst": 3}}}])
 events = st.one_of(
     st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
     st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
     st.tuples(st.just("cost"), st.sampled_from(KEYS), st.integers(0, 3)),
     st.tuples(st.just("tick"), st.none(), st.integers(S, 9 * S)),
     st.tuples(st.just("rule"), st.none(), st.none() | documents),
-    st.tuples(st.just("entry"), st.sampled_from(KEYS), entries),
+    st.tuples(st.just("entry"), st.sampled_from(NAMES), entries),
     st.tuples(st.just("scale"), st.none(), st.sampled_from([0.01, 0.3333, 1.0])),
     st.tuples(st.just("ration"), st.none(), st.sampled_from([0.0, 0.5, 0.5, 1.0])),
 )
@@ -82,8 +83,8 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
             engine.tick(now_ns)
         case "rule", _, document:
             engine.set_rule("api", document and parse_rule("api", document), now_ns)
-        case "entry", key, document:
-            engine.set_entry(key, document and parse_key_entry(key, document), now_ns)
+        case "entry", name, document:
+            engine.set_entry(name, None if document is None else parse_key_entry(name, document), now_ns)
         case "scale", _, multiplier:
             engine.backends.set_record("orders", parse_record("orders", {"multiplier": multiplier}), now_ns)
             engine.rescale("orders", now_ns)
@@ -136,6 +137,14 @@ def test_a_denial_and_an_unknown_rule_are_left_to_the_router(node: Router) -> No
     shortcut = Shortcut(node)
     assert [shortcut.check("api", "k", 0) is None for _ in range(4)] == [False, False, False, True]
     assert shortcut.check("none", "k", 0) is None
+
+
+def test_a_key_with_an_entry_of_its_own_or_of_a_pattern_is_left_to_the_router(node: Router) -> None:
+    shortcut = Shortcut(node)
+    for name in ("k", "10.*", "2001:db8::/32"):
+        node.engine.set_entry(name, parse_key_entry(name, {}), 0)
+    taken = [key for key in ("k", "l", "10.1.1.1", "11.1.1.1", "2001:db8::1") if shortcut.check("api", key, 0)]
+    assert taken == ["l", "11.1.1.1"]
 
 
 def test_a_key_of_another_node_is_passed_on(node: Router) -> None:

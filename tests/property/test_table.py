@@ -173,7 +173,7 @@ RULES = {
 
 
 def until_full_s(rule_name: str, segment: str | None, used: int) -> float:
-    limit = parse_rule(rule_name, RULES[rule_name]).limits[segment or "default"]
+    (limit,) = parse_rule(rule_name, RULES[rule_name]).limits[segment or "default"]
     return used * limit.period_s / limit.count
 
 

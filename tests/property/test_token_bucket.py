@@ -19,17 +19,9 @@ from limiter_node.core.adaptive.evidence import Decision
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, VirtualClock, slope, take
 from limiter_node.core.backends import Record
 from limiter_node.core.engine import Engine
+from limiter_node.core.limits import COUNT_MAX, PERIOD_MAX_S, Limit
 from limiter_node.core.model import COST_MAX, DURATION_MAX_NS, NEVER, Bucket, Check, Verdict
-from limiter_node.core.rules import (
-    COUNT_MAX,
-    DEFAULT_SEGMENT,
-    PERIOD_MAX_S,
-    KeyEntry,
-    Limit,
-    Rule,
-    parse_key_entry,
-    parse_rule,
-)
+from limiter_node.core.rules import DEFAULT_SEGMENT, KeyEntry, Rule, parse_key_entry, parse_rule
 
 START_NS = 987_654_321_987
 RULE = "api"
@@ -100,7 +92,7 @@ multipliers = st.one_of(st.none(), st.sampled_from([PPM, PPM // 2, PPM // 3, 1])
 
 def _is_exact(rate: str) -> bool:
     """Whether the rate is a whole number of units per nanosecond: 13/30s is, 13/7s is not."""
-    limit = parse_rule(RULE, {"rate": rate}).limits[DEFAULT_SEGMENT]
+    (limit,) = parse_rule(RULE, {"rate": rate}).limits[DEFAULT_SEGMENT]
     return slope(limit.count, limit.period_s)[1] == 1
 
 
@@ -171,7 +163,7 @@ class Subject:
                 return self.spend(key, cost, segment)
             case Edit(document):
                 rule = parse_rule(RULE, document)
-                self.default = rule.limits[DEFAULT_SEGMENT]
+                (self.default,) = rule.limits[DEFAULT_SEGMENT]
                 self.engine.set_rule(RULE, rule, self.now_ns)
             case Scale(ppm):
                 record = None if ppm is None else Record(Decision(ppm / PPM, "pinned", ""), pinned=True)
@@ -248,9 +240,9 @@ class Twin:
     def limit(self, key: str, place: str) -> Limit:
         assert self.rule is not None
         if place == self.OWN:
-            return self.entries[key].limits[RULE]
+            return self.entries[key].limits[RULE][0]
         # A segment that is not listed any more has the default numbers.
-        return self.rule.limits.get(place, self.rule.limits[DEFAULT_SEGMENT])
+        return self.rule.limits.get(place, self.rule.limits[DEFAULT_SEGMENT])[0]
 
     def rate(self, key: str, place: str) -> Fraction:
         """Tokens per second."""
@@ -528,7 +520,7 @@ def test_everything_is_forgotten_once_it_is_full(document: dict[str, Any], trace
         subject.play(event)
     resets_ns = [subject.spend(key, 0, segment).reset_ns for key in KEYS for segment in (None, *SEGMENTS)]
     assume(max(resets_ns) < DURATION_MAX_NS)
-    longest_s = max(limit.window_s for limit in parse_rule(RULE, document).limits.values())
+    longest_s = max(limit.window_s for (limit,) in parse_rule(RULE, document).limits.values())
     # Two generations, each let go within a refill time and a sweep; the first bucket may have come a sweep late.
     for _ in range(4):
         subject.now_ns += max(*resets_ns, longest_s * 1_000_000_000) + 1_000_000_000

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from limiter_node.cluster.wire import FRAME_BYTES_MAX, PROTOCOL, Decoder, encode
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadMessage
+from limiter_node.core.limits import COUNT_MAX, PERIOD_MAX_S
 from limiter_node.core.model import (
     CHECKS_PER_FRAME_MAX,
     COST_MAX,
@@ -28,7 +29,7 @@ from limiter_node.core.model import (
     Unreachable,
     Verdict,
 )
-from limiter_node.core.rules import COUNT_MAX, PERIOD_MAX_S, parse_rule
+from limiter_node.core.rules import parse_rule
 
 names = st.text("abcXYZ019._-", min_size=1, max_size=64)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

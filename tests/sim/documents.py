@@ -15,6 +15,7 @@ DEFAULT = "default"
 OWN = "\0own"
 """The place of a key with numbers of its own; no segment can be called so."""
 
+LONG_S = 3_600
 PERIODS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -68,7 +69,11 @@ class Documents:
             limit = document["segments"][place]
         count, _, period = limit["rate"].partition("/")
         period_s = int(period[:-1] or 1) * PERIODS_S[period[-1]]
-        return numbers(int(count), period_s, limit.get("burst") or int(count), self.ppm(document), parts)
+        now = numbers(int(count), period_s, limit.get("burst") or int(count), self.ppm(document), parts)
+        if not document.get("algorithm", "token_bucket").endswith("bucket"):
+            assert period_s >= LONG_S, "a window that may end within a run is not counted here"
+            return now._replace(slope=0)
+        return now
 
     def ppm(self, document: dict[str, Any]) -> int:
         """The multiplier of the rule's backend, in millionths."""

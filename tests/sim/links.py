@@ -138,6 +138,7 @@ class SimLink:
         self._side: Side | None = None
         self._is_awake = False
         self._is_closed = False
+        self._life = node.lives
         self._dials = 0
         self._began_ns = 0
         self._backoff_s = BACKOFF_MIN_S
@@ -157,7 +158,8 @@ class SimLink:
     def broken(self, end: AskingEnd) -> None:
         if self._end is end:
             self._end = None
-        if not self._is_closed:
+        # What a machine that was frozen closes when it wakes may have been of a life of this one that is over.
+        if not self._is_closed and self.node.lives == self._life:
             self._down(is_refused=end.is_stranger)
             self._retry()
 

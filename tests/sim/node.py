@@ -40,6 +40,12 @@ PARTING_NS = NS_PER_S  # app.PARTING_S
 BUCKETS_MAX = 1_000_000
 
 
+WALL_NS = (1_795_651_200 + 45_000) * 1_000_000_000
+"""When a run begins, by the wall clock: half past twelve on 26 November 2026, far from the end of an hour."""
+
+WALL_ERROR_MAX_NS = 50_000_000
+
+
 class Witness(Protocol):
     """Who is told what nodes decide and learn."""
 
@@ -138,6 +144,7 @@ class SimNode:
         self._engine_class = watched(engine_class)
         self._router_class = router_class
         self._backlog: list[Callable[[], None]] = []
+        self._wall_error_ns = world.rng(f"wall of {name}").randint(-WALL_ERROR_MAX_NS, WALL_ERROR_MAX_NS)
         self._lane = f"node {name}"
         self._rng = world.rng(self._lane)
         self._frozen_ns = 0  # true time spent frozen in this life, up to the present freeze
@@ -207,6 +214,7 @@ class SimNode:
         self.answering: dict[str, AnsweringEnd] = {}  # the newest connection of each peer that has said hello
         self.engine = self._engine_class(buckets_max=BUCKETS_MAX)
         self.engine.node, self.engine.witness = self, self._witness
+        self._look_at_wall()
         self.router = self._router_class(
             self.name,
             self.engine,
@@ -319,9 +327,13 @@ class SimNode:
         if self.is_leaving and self.name not in ring.members:
             self._is_leave_seen = True
 
+    def _look_at_wall(self) -> None:
+        self.engine.wall.offset_ns = WALL_NS + self.world.now_ns + self._wall_error_ns - self.now_ns
+
     def _tick(self) -> None:
         self.later(TICK_NS, self._lane, self._tick)
         now_ns = self.now_ns
+        self._look_at_wall()
         self.router.tick(now_ns)
         self.engine.tick(now_ns)
         self.membership.settle(now_ns)

@@ -118,6 +118,8 @@ def dump(scenario: Scenario) -> str:
     return msgspec.yaml.encode(scenario).decode()
 
 
+ALGORITHMS = ("token_bucket", "token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log")
+
 FAULTS_UNTIL_MS = 2_500
 PERIODS = ("s", "s", "2s", "10s", "m", "h", "d")
 SEGMENTS = ("premium", "free")
@@ -144,12 +146,17 @@ def generate(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scenario:
     )
     keys = tuple(f"user:{number}" for number in range(rng.choice((1, 4, 12, 40))))
     documents = {"rules/api": _rule(rng, "orders"), "rules/other": _rule(rng, None)}
+    algorithm = random.Random(f"algorithm {seed}").choice(ALGORITHMS)
+    changes = sorted(_changes(rng, keys), key=lambda change: change.at_ms)
     return Scenario(
         name=f"seed {seed}",
         about="random rules, load and trouble with messages; members stay",
         nodes=nodes,
-        documents=documents,
-        changes=tuple(sorted(_changes(rng, keys), key=lambda change: change.at_ms)),
+        documents={key: _by(algorithm, key, document) for key, document in documents.items()},
+        changes=tuple(
+            change if change.is_bad else replace(change, value=_by(algorithm, change.key, change.value))
+            for change in changes
+        ),
         load=Load(
             checks_per_s=rng.choice((50.0, 150.0, 400.0)),
             keys=keys,
@@ -231,6 +238,28 @@ def _rule(rng: random.Random, backend: str | None) -> dict[str, Any]:
     if backend is not None and rng.random() < 0.7:
         rule["backend"] = backend
     return rule
+
+
+def _by(algorithm: str, key: str, document: Any) -> Any:
+    """A rule or a key entry with the algorithm in the place of the default one.
+
+    Windows get a period that no run sees the end of, so that what they grant in it can be counted.
+    """
+    if algorithm == "token_bucket" or not isinstance(document, dict):
+        return document
+    written = {**document, "algorithm": algorithm} if key.startswith("rules/") else document
+    return written if algorithm == "leaky_bucket" else _in_long_windows(written)
+
+
+def _in_long_windows(document: Mapping[str, Any]) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    for field, value in document.items():
+        if field == "rate":
+            count, _, period = value.partition("/")
+            written[field] = f"{count}/{'d' if period in ('s', '2s', 'd') else 'h'}"
+        elif field != "burst":
+            written[field] = _in_long_windows(value) if isinstance(value, dict) else value
+    return written
 
 
 def _entry(rng: random.Random) -> Mapping[str, Any] | None:

@@ -221,7 +221,10 @@ class GenerousEngine(Engine):
 
     def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
         if rule is not None:
-            limits = {segment: replace(limit, burst=2 * limit.burst) for segment, limit in rule.limits.items()}
+            limits = {
+                segment: tuple(replace(limit, count=2 * limit.count, burst=2 * limit.burst) for limit in limits)
+                for segment, limits in rule.limits.items()
+            }
             rule = replace(rule, limits=limits)
         super().set_rule(name, rule, now_ns)
 

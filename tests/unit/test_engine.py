@@ -11,8 +11,9 @@ import pytest
 
 from limiter_node.core.backends import parse_record
 from limiter_node.core.engine import RELEASED_PER_TICK, SWEEP_PERIOD_NS, TABLES_PER_TICK, UNREACHABLE_RETRY_NS, Engine
+from limiter_node.core.limits import COUNT_MAX
 from limiter_node.core.model import COST_MAX, NEVER, Bucket, Check, UnknownRule, Verdict
-from limiter_node.core.rules import COUNT_MAX, parse_key_entry, parse_rule
+from limiter_node.core.rules import parse_key_entry, parse_rule
 
 S = 1_000_000_000
 

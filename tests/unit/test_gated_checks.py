@@ -216,10 +216,11 @@ SEGMENTS = {"premium": {"rate": "1/d", "burst": 50, "priority": 0}, "free": {"pr
         ({"segment": "premium", "rules": {"api": {"rate": "1/d", "burst": 7}}}, "unlisted", 5),
     ],
 )
-def test_a_check_has_the_priority_of_its_segment(entry: Any, segment: str | None, priority: int) -> None:
+@pytest.mark.parametrize("name", ["k", "?"])
+def test_a_check_has_the_priority_of_its_segment(entry: Any, segment: str | None, priority: int, name: str) -> None:
     fixture = Fixture(segments=SEGMENTS)
     if entry is not None:
-        fixture.key("k", **entry)
+        fixture.key(name, **entry)
     fixture.publish({**SHUT, str(priority): 1.0})
     assert fixture.spend(segment=segment).allowed
     assert fixture.alone(segment=segment).allowed

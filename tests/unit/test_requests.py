@@ -69,7 +69,7 @@ def refusal_of_body(body: bytes) -> Problem:
     ],
 )
 def test_a_query_is_form_decoded_into_a_check(query: bytes, check: Check, deny_status: int) -> None:
-    assert parse_query(query) == (check, deny_status)
+    assert parse_query(query) == (check, deny_status, False)
 
 
 @pytest.mark.parametrize("digits", [16, 17, 18, 19, 25, 5_000])
@@ -121,7 +121,7 @@ def test_a_query_that_is_no_good_is_told_which_field_and_what_is_allowed(query: 
 def test_any_query_is_a_check_or_a_problem(query: bytes) -> None:
     for attempt in (query, b"rule=api&key=" + query, b"rule=api&key=k&cost=" + query):
         with suppress(Problem):
-            check, _ = parse_query(attempt)
+            check, _, _ = parse_query(attempt)
             assert 0 <= check.cost <= COST_MAX
             assert 1 <= len(check.key.encode()) <= 512
 

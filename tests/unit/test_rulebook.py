@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from limiter_node.control.rulebook import RuleBook
-from limiter_node.control.rules_file import RulesFile, check_file, read_documents
+from limiter_node.control.rules_file import Reading, RulesFile, check_file
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule, ConfigError
 from limiter_node.core.model import Check, Verdict
@@ -173,7 +173,7 @@ def test_a_file_is_documents_by_key_in_yaml_or_json(tmp_path: Path) -> None:
     for name in ("rules.json", "rules.yaml", "rules.yml", "rules"):
         file = tmp_path / name
         file.write_text(text)
-        assert read_documents(file) == check_file(file) == documents
+        assert Reading(file).documents == check_file(file) == documents
 
 
 def test_a_rules_file_comes_into_force(path: Path, book: RuleBook, engine: Engine) -> None:
@@ -227,7 +227,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_that_changes_nothing(
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         check_file(path)
-    assert all(problem.startswith(f"{path}: ") for problem in caught.value.problems)
+    assert all(problem.startswith(f"{path}:") for problem in caught.value.problems)
     file.reload()
     assert book.problems.keys() == {str(path)}
     assert (limit_of(engine, "api"), file.revision) == (100, 1)
@@ -253,22 +253,23 @@ def test_at_start_every_problem_of_a_file_is_told_at_once(path: Path) -> None:
         check_file(path)
     told = [problem.split(": ")[:3] for problem in caught.value.problems]
     assert told == [
-        [str(path), "rules/api", "rate"],
-        [str(path), "rules/api", "brust"],
-        [str(path), "rules/a b", "rule name"],
-        [str(path), "keys/vip", "segment"],
+        [f"{path}:1", "rules/api", "rate"],
+        [f"{path}:1", "rules/api", "brust"],
+        [f"{path}:1", "rules/a b", "rule name"],
+        [f"{path}:2", "keys/vip", "segment"],
     ]
 
 
 def test_every_unknown_section_is_told_at_once(path: Path) -> None:
-    path.write_text("ruels: {}\nkeys: 5\nnodes: {}")
-    with pytest.raises(BadRule) as caught:
-        read_documents(path)
-    assert caught.value.problems == (
-        "ruels: unknown field; allowed: rules, keys, backends",
-        "keys: must be an object",
-        "nodes: unknown field; allowed: rules, keys, backends",
+    path.write_text("ruels: {}\nkeys: 5\nnodes: {}\nbackends: {orders: {slo: 1}}")
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert caught.value.problems[:3] == (
+        f'{path}:1: ruels: unknown field; allowed: rules, keys, backends; did you mean "rules"?',
+        f"{path}:2: keys: must be an object of {{name: document}}",
+        f"{path}:3: nodes: unknown field; allowed: rules, keys, backends",
     )
+    assert caught.value.problems[3].startswith(f"{path}:4: backends/orders: slo: unknown field; allowed: ")
 
 
 def test_a_bad_document_in_a_changed_file_leaves_the_last_good_one(path: Path, book: RuleBook, engine: Engine) -> None:

@@ -5,17 +5,15 @@ from typing import Any
 import pytest
 
 from limiter_node.core.errors import BadRule
+from limiter_node.core.limits import COUNT_MAX, RATE_ALLOWED, Limit, parse_rate, under
 from limiter_node.core.rules import (
-    COUNT_MAX,
     NAME_ALLOWED,
-    RATE_ALLOWED,
     KeyEntry,
-    Limit,
     decode_json,
+    decode_key_entry,
     is_name,
     key_problem,
     parse_key_entry,
-    parse_rate,
     parse_rule,
 )
 
@@ -41,6 +39,8 @@ def problems_of_rule(document: Any, name: str = "api") -> list[str]:
         ("1000/d", 1_000, 86_400),
         ("10/30s", 10, 30),
         ("5/2d", 5, 172_800),
+        ("5/week", 5, 604_800),
+        ("10000/month", 10_000, 2_592_000),
         ("007/01m", 7, 60),
         (f"{COUNT_MAX}/366d", COUNT_MAX, 366 * 86_400),
         ("1/31622400s", 1, 31_622_400),
@@ -64,6 +64,8 @@ def test_a_rate_is_a_count_per_period(text: str, count: int, period_s: int) -> N
         "1/1.5s",
         "1/0s",
         "1/w",
+        "1/2week",
+        "1/2month",
         "1/S",
         "1 /s",
         " 1/s",
@@ -128,7 +130,7 @@ def test_what_is_no_client_key_is_told_why(key: str, problem: str) -> None:
 
 def test_a_rule_of_nothing_but_a_rate_gets_every_default() -> None:
     rule = parse_rule("api", {"rate": "100/s"})
-    assert rule.limits == {"default": Limit("100/s", 100, 1, 100)}
+    assert rule.limits == {"default": (Limit("100/s", 100, 1, 100),)}
     assert rule.describe() == {
         "rate": "100/s",
         "burst": 100,
@@ -159,8 +161,8 @@ def test_a_rule_with_everything_is_described_with_everything() -> None:
         "shadow": True,
     }
     rule = parse_rule("api", document)
-    assert rule.limits["free"] == Limit("10/30s", 10, 30, 10)
-    assert rule.limits["polite"] == rule.limits["default"] == Limit("100/s", 100, 1, 200)
+    assert rule.limits["free"] == (Limit("10/30s", 10, 30, 10),)
+    assert rule.limits["polite"] == rule.limits["default"] == (Limit("100/s", 100, 1, 200),)
     assert rule.describe() == {
         **document,
         "segments": {
@@ -177,14 +179,15 @@ def test_a_rule_with_everything_is_described_with_everything() -> None:
     [("100/s", 200, 2), ("100/s", 201, 3), ("100/s", 1, 1), ("10/30s", 10, 30), ("7/m", 7, 60), ("1000/d", 1, 87)],
 )
 def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_s: int) -> None:
-    assert parse_rule("api", {"rate": rate, "burst": burst}).limits["default"].window_s == window_s
+    (limit,) = parse_rule("api", {"rate": rate, "burst": burst}).limits["default"]
+    assert limit.window_s == window_s
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"rate": None}, "rate: Expected str, got null"),
-        ({"rate": 100}, "rate: Expected str, got int"),
+        ({"rate": None}, "rate: is required"),
+        ({"rate": 100}, "rate: Expected str | null, got int"),
         ({"rate": "-5/s"}, f"rate: '-5/s' is no rate; allowed: {RATE_ALLOWED}"),
         ({"burst": 0}, "burst: Expected int >= 1"),
         ({"burst": -1}, "burst: Expected int >= 1"),
@@ -192,8 +195,11 @@ def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_
         ({"burst": "200"}, "burst: Expected int | null, got str"),
         ({"burst": True}, "burst: Expected int | null, got bool"),
         ({"burst": COUNT_MAX + 1}, f"burst: Expected int <= {COUNT_MAX}"),
-        ({"algorithm": "magic"}, "algorithm: Invalid enum value 'magic'; allowed: token_bucket"),
-        ({"backend": "a b"}, "backend: Expected str matching regex"),
+        (
+            {"algorithm": "magic"},
+            "algorithm: Invalid enum value 'magic'; allowed: token_bucket, leaky_bucket, fixed_w",
+        ),
+        ({"backend": "a b"}, f"backend: 'a b' is not allowed; allowed: {NAME_ALLOWED}"),
         ({"backend": 5}, "backend: Expected str | null, got int"),
         ({"priority": 10}, "priority: Expected int <= 9"),
         ({"priority": -1}, "priority: Expected int >= 0"),
@@ -201,7 +207,10 @@ def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_
         ({"durability": "maybe"}, "durability: Invalid enum value 'maybe'; allowed: async, sync"),
         ({"shadow": "yes"}, "shadow: Expected bool, got str"),
         ({"shadow": 1}, "shadow: Expected bool, got int"),
-        ({"brust": 5}, "brust: unknown field; allowed: rate, burst, algorithm, segments, backend, priority,"),
+        (
+            {"brust": 5},
+            "brust: unknown field; allowed: rate, burst, algorithm, timezone, limits, segments, backend, pr",
+        ),
         ({"segments": []}, "segments: Expected object, got array"),
         ({"segments": {"a b": {"rate": "1/s"}}}, f"segments: 'a b' is not allowed; allowed: {NAME_ALLOWED}"),
         ({"segments": {"free": None}}, "segments.free: must be an object"),
@@ -210,7 +219,7 @@ def test_the_window_is_burst_over_rate_rounded_up(rate: str, burst: int, window_
         ({"segments": {"free": {"rate": "1/s", "burst": 0}}}, "segments.free.burst: Expected int >= 1"),
         (
             {"segments": {"free": {"rat": "1/s"}}},
-            "segments.free.rat: unknown field; allowed: rate, burst, algorithm, p",
+            "segments.free.rat: unknown field; allowed: rate, burst, algorithm, timezone, limits, p",
         ),
     ],
 )
@@ -224,8 +233,30 @@ def test_one_problem_is_told_with_its_path_and_what_is_allowed(change: dict[str,
         assert problems[0].startswith(problem)
 
 
-def test_a_bad_name_of_a_backend_is_told_which_are_allowed() -> None:
-    assert problems_of_rule({"rate": "1/s", "backend": "a b"})[0].endswith(f"; allowed: {NAME_ALLOWED}")
+def test_a_rate_that_is_no_text_is_told_what_is_allowed() -> None:
+    assert problems_of_rule({"rate": 5}) == [f"rate: Expected str | null, got int; allowed: {RATE_ALLOWED}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "meant"),
+    [
+        ({"brust": 5}, "burst"),
+        ({"segments": {"free": {"prioritty": 5}}}, "priority"),
+        ({"algorithm": "tokenbucket"}, "token_bucket"),
+        ({"on_unreachable": "Local"}, "local"),
+        ({"rate": "100 per second"}, "100/s"),
+        ({"segments": {"free": {"rate": "10 / min"}}}, "10/m"),
+    ],
+)
+def test_what_was_probably_meant_is_asked(change: dict[str, Any], meant: str) -> None:
+    (problem,) = problems_of_rule({"rate": "100/s", **change})
+    assert problem.endswith(f'; did you mean "{meant}"?')
+
+
+@pytest.mark.parametrize("change", [{"comment": "x"}, {"algorithm": "magic"}, {"rate": "often"}, {"rate": "5/year"}])
+def test_nothing_is_guessed_where_nothing_is_near(change: dict[str, Any]) -> None:
+    (problem,) = problems_of_rule({"rate": "100/s", **change})
+    assert "did you mean" not in problem
 
 
 def test_every_problem_of_a_rule_is_told_at_once() -> None:
@@ -250,6 +281,83 @@ def test_every_problem_of_a_rule_is_told_at_once() -> None:
         "shadow",
         "rate",
     ]
+
+
+# Algorithms, and several limits.
+
+
+def test_limits_that_must_all_allow_stand_in_a_list() -> None:
+    limits = [{"rate": "10/s"}, {"rate": "1000/d", "algorithm": "fixed_window", "timezone": "Europe/Berlin"}]
+    rule = parse_rule("api", {"limits": limits, "segments": {"free": {"rate": "1/s"}, "plus": {"limits": limits[:1]}}})
+    assert rule.limits == {
+        "default": (
+            Limit("10/s", 10, 1, 10),
+            Limit("1000/d", 1000, 86_400, 1000, "fixed_window", "Europe/Berlin"),
+        ),
+        "free": (Limit("1/s", 1, 1, 1),),
+        "plus": (Limit("10/s", 10, 1, 10),),
+    }
+    assert parse_rule("api", rule.describe()) == rule
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "expected"),
+    [
+        ({"algorithm": "leaky_bucket"}, {"rate": "5/s", "burst": 9}, Limit("5/s", 5, 1, 9, "leaky_bucket")),
+        ({"algorithm": "sliding_window"}, {"rate": "5/s"}, Limit("5/s", 5, 1, 5, "sliding_window")),
+        ({"algorithm": "sliding_window"}, {"rate": "5/s", "burst": 9}, Limit("5/s", 5, 1, 9, "token_bucket")),
+        (
+            {"algorithm": "sliding_window"},
+            {"rate": "5/s", "algorithm": "token_bucket"},
+            Limit("5/s", 5, 1, 5, "token_bucket"),
+        ),
+        ({"algorithm": "sliding_log"}, {"rate": "5000/s"}, Limit("5000/s", 5000, 1, 5000, "sliding_window")),
+        ({}, {"rate": "5/month"}, Limit("5/month", 5, 2_592_000, 5, "fixed_window")),
+        (
+            {"rate": "9/d", "algorithm": "fixed_window", "timezone": "Asia/Tokyo"},
+            {"rate": "5/week"},
+            Limit("5/week", 5, 604_800, 5, "fixed_window", "Asia/Tokyo"),
+        ),
+        (
+            {"rate": "9/d", "algorithm": "fixed_window", "timezone": "Asia/Tokyo"},
+            {"rate": "5/s"},
+            Limit("5/s", 5, 1, 5, "fixed_window"),
+        ),
+    ],
+)
+def test_other_numbers_are_of_the_algorithm_that_they_replace_the_numbers_of(
+    base: dict[str, Any], own: dict[str, Any], expected: Limit
+) -> None:
+    rule = parse_rule("api", {"rate": "100/s", **base, "segments": {"free": own}})
+    assert rule.limits["free"] == (expected,)
+    entry = parse_key_entry("k", {"rules": {"api": own}})
+    assert under(entry.limits["api"], rule.limits["default"]) == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({"limits": []}, "limits: 0 limits; allowed: 1 to 8"),
+        ({"limits": [{"rate": "1/s"}] * 9}, "limits: 9 limits; allowed: 1 to 8"),
+        ({"limits": [{"rate": "1/s"}], "rate": "1/s"}, "rate: cannot stand beside limits; allowed: in each of them"),
+        ({"limits": [{"rate": "1/s"}, {}]}, "limits[1].rate: is required"),
+        ({"limits": [{"rate": "1/s", "priority": 1}]}, "limits[0].priority: unknown field; allowed: rate, burst, "),
+        ({"limits": {"rate": "1/s"}}, "limits: Expected array | null, got object"),
+        ({"limits": [5]}, "limits[0]: must be an object"),
+        ({"rate": "1/s", "algorithm": "fixed_window", "burst": 2}, "burst: fixed_window has none; allowed: with token"),
+        ({"rate": "1/month", "algorithm": "sliding_window"}, "rate: a month has no fixed length; allowed: with fixed_"),
+        ({"rate": "1/d", "algorithm": "leaky_bucket", "timezone": "UTC"}, "timezone: leaky_bucket does not go by the"),
+        ({"rate": "1/2d", "algorithm": "fixed_window", "timezone": "UTC"}, "timezone: '1/2d' does not go by the cal"),
+        ({"rate": "1/d", "timezone": "Mars/Olympus"}, "timezone: 'Mars/Olympus' is no time zone; allowed: an IANA"),
+        ({"rate": "1/d", "timezone": "../../etc/passwd"}, "timezone: '../../etc/passwd' is no time zone; allowed: an"),
+        ({"rate": "1001/h", "algorithm": "sliding_log"}, "rate: sliding_log keeps every grant; allowed: COUNT 1 to "),
+        ({"rate": "1/s", "segments": {"free": {"algorithm": "fixed_window"}}}, "segments.free.algorithm: needs a rate"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_told(document: dict[str, Any], problem: str) -> None:
+    problems = problems_of_rule(document)
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
 
 
 @pytest.mark.parametrize("document", [None, [], "100/s", 5, True])
@@ -277,10 +385,10 @@ def test_a_key_may_have_a_segment_numbers_both_or_nothing_of_its_own() -> None:
     assert parse_key_entry("user:42", {}) == KeyEntry(None, {})
     assert parse_key_entry("user:42", {"segment": "premium"}) == KeyEntry("premium", {})
     assert parse_key_entry("é", {"segment": None, "rules": {"api": {"rate": "5/s"}}}) == KeyEntry(
-        None, {"api": Limit("5/s", 5, 1, 5)}
+        None, {"api": (Limit("5/s", 5, 1, 5, None),)}
     )
     assert parse_key_entry("k", {"rules": {"api": {"rate": "5/s", "burst": 9, "algorithm": "token_bucket"}}}) == (
-        KeyEntry(None, {"api": Limit("5/s", 5, 1, 9)})
+        KeyEntry(None, {"api": (Limit("5/s", 5, 1, 9),)})
     )
 
 
@@ -288,7 +396,7 @@ def test_a_key_may_have_a_segment_numbers_both_or_nothing_of_its_own() -> None:
     ("key", "document", "told"),
     [
         ("", {}, ["key: is empty"]),
-        ("a\nb", {"segment": "a b"}, ["key: has a control", "segment: Expected str matching regex"]),
+        ("a\nb", {"segment": "a b"}, ["key: has a control", "segment: 'a b' is not allowed; allowed: 1 to 64"]),
         ("k", None, ["document: must be an object"]),
         ("k", {"segments": "x"}, ["segments: unknown field; allowed: segment, rules"]),
         ("k", {"rules": {"api": {"burst": 5}}}, ["rules.api.rate: is required"]),
@@ -335,3 +443,31 @@ def test_json_is_decoded(text: bytes, value: Any) -> None:
 def test_bytes_that_are_no_json_are_a_bad_rule_and_nothing_else(text: bytes) -> None:
     with pytest.raises(BadRule, match=r"^not JSON: "):
         decode_json(text)
+
+
+def test_an_entry_from_json_is_what_its_document_is_and_equal_texts_are_kept_once() -> None:
+    text = b'{"segment": "premium", "rules": {"api": {"rate": "5/s", "burst": 9}}}'
+    one, two = decode_key_entry("a", text), decode_key_entry("b", text)
+    assert one is two
+    assert one == parse_key_entry("a", decode_json(text))
+    assert decode_key_entry("a*", text) == KeyEntry("premium", one.limits, "a*")
+    assert decode_key_entry("10.0.0.0/8", text).pattern == "10.0.0.0/8"
+    assert decode_key_entry("a", b"{}") == KeyEntry(None, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "problem"),
+    [
+        ("a", b"{", "not JSON"),
+        ("a", b'{"segmnt": "x"}', "segmnt: unknown field"),
+        ("a\n", b"{}", "key: has a control character"),
+        ("", b"{}", "key: is empty"),
+        ("10.1.1.1/8", b"{}", "key: 10.1.1.1/8 has bits set beyond its mask; allowed: 10.0.0.0/8"),
+        ("a*\n", b"{}", "key: has a control character"),
+    ],
+)
+def test_an_entry_from_json_is_refused_as_its_document_is(key: str, text: bytes, problem: str) -> None:
+    for _ in range(2):
+        with pytest.raises(BadRule) as refused:
+            decode_key_entry(key, text)
+        assert problem in str(refused.value)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from limiter_node.core.errors import ConfigError
-from limiter_node.settings import Address, Settings, parse, parse_address
+from limiter_node.settings import Address, Settings, parse, parse_address, parse_etcd
 
 OPTIONS: dict[str, Any] = {
     "etcd": None,
@@ -48,7 +48,7 @@ def problems_of(**changes: Any) -> list[str]:
 def test_without_etcd_a_node_is_standalone() -> None:
     settings = settings_of(rules="rules.yaml")
     assert settings.is_standalone
-    assert (settings.etcd, settings.rules) == ((), Path("rules.yaml"))
+    assert (settings.etcd.endpoints, settings.rules) == ((), Path("rules.yaml"))
     assert settings.http == Address("127.0.0.1", 8080)
     assert (settings.lease_ttl_s, settings.peer_timeout_ms, settings.drain_delay_s) == (5, 100, 1.0)
 
@@ -67,19 +67,33 @@ def test_with_etcd_a_node_is_of_a_fleet() -> None:
         advertise="[2001:db8::1]:8082",
     )
     assert not settings.is_standalone
-    assert settings.etcd == (ETCD, "https://etcd.example:2379")
-    assert (settings.prefix, settings.zone) == ("/a/b", "east")
+    assert settings.etcd.endpoints == (ETCD, "https://etcd.example:2379")
+    assert (settings.etcd.prefix, settings.zone) == ("/a/b", "east")
     assert settings.advertise == Address("2001:db8::1", 8082)
-    assert (settings.etcd_ca, settings.etcd_cert, settings.etcd_key) == (
+    assert (settings.etcd.ca, settings.etcd.cert, settings.etcd.key) == (
         Path("ca.pem"),
         Path("cert.pem"),
         Path("key.pem"),
     )
 
 
+def test_the_settings_for_etcd_can_be_had_alone_and_without_its_password_in_their_text() -> None:
+    options = {**OPTIONS, "etcd": ETCD, "etcd_user": "u", "etcd_password": "secret"}
+    assert parse_etcd(options) == parse(options).etcd
+    assert "secret" not in repr(parse(options))
+    with pytest.raises(ConfigError) as caught:
+        parse_etcd({**options, "etcd": " , ", "prefix": "x", "etcd_key": "k"})
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "--etcd-cert and --etcd-key",
+        "--prefix",
+    ]
+    with pytest.raises(ConfigError, match="--etcd: no endpoint is given; allowed: http://HOST:PORT"):
+        parse_etcd({**options, "etcd": " , "})
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        settings_of().prefix = "/other"  # type: ignore[misc]  # that is the point
+        settings_of().node_id = "other"  # type: ignore[misc]  # that is the point
 
 
 @pytest.mark.parametrize(

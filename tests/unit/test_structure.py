@@ -14,7 +14,9 @@ MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for pa
 PARTS = {
     "__init__": set[str](),
     "__main__": {"cli"},
-    "cli": {"app", "control", "settings", "core", "version"},  # `validate` needs the rules files and no node
+    "cli": {"app", "applying", "control", "settings", "status", "core", "version"},  # most commands need no node
+    "status": {"settings", "core"},
+    "applying": {"control"},
     "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
     "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
     "report_backends": {"edge", "control", "core", "version", "clock"},
@@ -30,6 +32,7 @@ IMPORTERS = {
     "uhashring": {"core/ring.py"},
     "xxhash": {"core/ring.py"},
     "aetcd": {
+        "control/apply.py",
         "control/etcd.py",
         "control/etcd_link.py",
         "control/leadership.py",
@@ -39,6 +42,7 @@ IMPORTERS = {
     "aiohttp": {"edge/admin_api.py", "control/polls.py"},  # the server, and the client
     "prometheus_client": {"edge/metrics.py", "control/scrape.py"},  # to write it, and to read it
     "click": {"cli.py"},
+    "yaml": {"control/source.py"},
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.

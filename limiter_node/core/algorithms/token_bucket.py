@@ -15,11 +15,21 @@ nothing. Choose it unless you need a calendar window.
 Everything is counted in integer units of 1/UNIT token, so nothing is ever rounded for rates per second, minute or hour.
 For other periods and for multipliers below 1 the clock rounds down by less than one unit: a token comes early by less
 than 3e-13 of itself, and errors do not add up.
+
+`TokenBucket` is the same law with the face of all algorithms, for rules of several limits. Its clock runs from when the
+rule came into force, so that a state takes 32 bytes at first and 48 once V has passed 2^60.
 """
 
 from __future__ import annotations
 
 from math import gcd
+from typing import TYPE_CHECKING
+
+from limiter_node.core.algorithms.face import Decision
+from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER
+
+if TYPE_CHECKING:
+    from limiter_node.core.limits import Limit
 
 UNIT = 3_600_000_000_000
 """Units in one token: the nanoseconds of an hour, so that N per s, m or h is a whole number of units per ns.
@@ -84,3 +94,95 @@ def slope(count: int, period_s: int, multiplier_ppm: int = PPM) -> tuple[int, in
     den = period_s * PPM
     common = gcd(num, den)
     return num // common, den // common
+
+
+def whole_share(tokens: int, multiplier_ppm: int, parts: int) -> int:
+    """Capacity: `tokens` at a multiplier, and of that one of `parts` shares; in whole tokens, at least 1."""
+    return max(1, tokens * multiplier_ppm // (PPM * parts))
+
+
+class TokenBucket:
+    """A bucket under one of several limits; a state is the reading of `clock` at which it is full again."""
+
+    __slots__ = ("_full_by", "_spent_max", "capacity", "clock", "limit", "tokens")
+
+    def __init__(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
+        self.clock = VirtualClock(now_ns, 1, 1)
+        self.capacity = 0
+        # Smaller numbers, and other nodes, leave states that are further from full than the capacity: none of them
+        # is later than `_full_by`, nor was further than `_spent_max` when there was last reason to look.
+        self._full_by = self._spent_max = 0
+        self.set_numbers(limit, multiplier_ppm, parts, now_ns)
+
+    def set_numbers(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
+        """As `Algorithm` has it; what was refilled before counts at the rate of then."""
+        self.limit = limit
+        self.clock.set_rate(now_ns, *slope(limit.count, limit.period_s * parts, multiplier_ppm))
+        v = self.clock.at(now_ns)
+        self._note(v + self.capacity, v)
+        self.tokens = whole_share(limit.burst, multiplier_ppm, parts)
+        self.capacity = self.tokens * UNIT
+
+    def _note(self, state: int, v: int) -> None:
+        self._full_by = max(self._full_by, state)
+        self._spent_max = self._full_by - v
+
+    def decide(self, state: int | None, cost: int, now_ns: int) -> Decision:
+        """As `Algorithm` has it."""
+        clock = self.clock
+        v = clock.at(now_ns)
+        units = (cost or 1) * UNIT
+        allowed, spent = take(v if state is None else state, v, units, self.capacity)
+        retry_ns = 0
+        if not allowed:
+            retry_ns = NEVER if cost > self.limit.burst else self._ns_until(v + spent + units - self.capacity, now_ns)
+        elif cost:
+            state = v + spent
+        else:
+            spent -= units
+        remaining = max(0, self.capacity - spent) // UNIT
+        return Decision(allowed, state, remaining, self._ns_until(v + spent, now_ns), retry_ns)
+
+    def _ns_until(self, v: int, now_ns: int) -> int:
+        return min(self.clock.ns_until(v, now_ns), DURATION_MAX_NS)
+
+    def _units(self, state: int | None, now_ns: int) -> int:
+        return 0 if state is None else max(0, state - self.clock.at(now_ns))
+
+    def spent(self, state: int | None, now_ns: int) -> int:
+        """As `Algorithm` has it."""
+        return -(-self._units(state, now_ns) // UNIT)
+
+    def refund(self, state: int | None, cost: int, now_ns: int) -> int | None:
+        """As `Algorithm` has it; what has been refilled since is no longer spent."""
+        if state is None or self._units(state, now_ns) <= cost * UNIT:
+            return None
+        return state - cost * UNIT
+
+    def full_in_ns(self, state: int, now_ns: int) -> int:
+        """As `Algorithm` has it."""
+        return self._ns_until(state, now_ns)
+
+    @property
+    def memory_ns(self) -> int:
+        """As `Algorithm` has it."""
+        return -(-max(self.capacity, self._spent_max) * self.clock.den // self.clock.num)
+
+    def pack(self, state: int, now_ns: int) -> list[int] | None:
+        """[millionths of a token spent, rounded up]."""
+        units = self._units(state, now_ns)
+        return [-(-units * MICROS // UNIT)] if units else None
+
+    def unpack(self, packed: list[int], period_s: int, now_ns: int) -> int | None:
+        """As `Algorithm` has it; what was spent is the same whatever the period."""
+        (micros,) = packed
+        if micros < 0:
+            raise ValueError(f"{micros} millionths of a token spent; allowed: 0 or more")
+        v = self.clock.at(now_ns)
+        state = v + micros * UNIT // MICROS
+        self._note(state, v)
+        return state if micros else None
+
+    def merge(self, state: int, other: int, now_ns: int) -> int:
+        """As `Algorithm` has it: the bucket that is full later."""
+        return max(state, other)
