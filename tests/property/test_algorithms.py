@@ -120,6 +120,9 @@ class Key:
     def spent(self, after_ns: int = 0) -> int:
         return self.algorithm.spent(self.state, self.now_ns + self.clock_ns + after_ns)
 
+    def is_past(self, horizon: int, after_ns: int) -> bool:
+        return self.algorithm.is_past(horizon, self.now_ns + self.clock_ns + after_ns)
+
     def play(self, event: Event) -> Decision | None:
         """What an event does; a check's decision."""
         now_ns = self.now_ns + self.clock_ns
@@ -230,7 +233,7 @@ def test_reset_is_when_nothing_counts_any_more_and_no_state_counts_for_longer_th
         assert reset_ns == 0 or key.spent(reset_ns - 1) > 0
         if key.state is not None:
             assert reset_ns == key.algorithm.full_in_ns(key.state, key.now_ns + key.clock_ns)
-            assert reset_ns <= key.algorithm.memory_ns
+            assert reset_ns == 0 or not key.is_past(key.algorithm.horizon(key.now_ns + key.clock_ns), reset_ns - 1)
 
 
 @given(limits(), traces(waits, asks, asks, asks, refunds), st.integers(0, 2_000))
@@ -419,7 +422,8 @@ def test_sliding_windows_of_any_two_ages_merge_into_one_by_which_as_much_counts(
     assert algorithm.merge(merged, merged, NOW_NS) == merged
     each = (spent_later(algorithm, state, limit, NOW_NS) for state in (*states, merged))
     assert all(both >= max(pair) for *pair, both in zip(*each, strict=True))
-    assert algorithm.full_in_ns(merged, NOW_NS) <= algorithm.memory_ns
+    assert algorithm.is_past(algorithm.horizon(NOW_NS), NOW_NS + 5 * MINUTE_NS // 2)
+    assert algorithm.full_in_ns(merged, NOW_NS) <= 5 * MINUTE_NS // 2
     packed = algorithm.pack(merged, NOW_NS)
     assert packed is not None
     assert algorithm.unpack(packed, limit.period_s, NOW_NS) == merged
@@ -504,7 +508,9 @@ def test_whatever_is_told_is_taken_or_refused(limit: Limit, packed: list[int]) -
     if state is None:
         return
     assert algorithm.spent(state, NOW_NS) >= 0
-    assert algorithm.full_in_ns(state, NOW_NS) <= min(algorithm.memory_ns, DURATION_MAX_NS)
+    counts_ns = algorithm.full_in_ns(state, NOW_NS)
+    assert counts_ns <= DURATION_MAX_NS
+    assert counts_ns == 0 or not algorithm.is_past(algorithm.horizon(NOW_NS), NOW_NS + counts_ns - 1)
     again = algorithm.pack(state, NOW_NS)
     assert again is None or all(-(2**63) <= value < 2**63 for value in again)
     assert algorithm.merge(state, state, NOW_NS) is not None
