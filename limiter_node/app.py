@@ -103,6 +103,7 @@ class Node:
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self.engine = Engine(buckets_max=settings.max_keys, jitter=self._rng.random)
         self.tally = Tally(self.engine, self._rng.random)
+        self.engine.wall.offset_ns = clock.wall_offset_ns()
         self.router = Router(
             settings.node_id,
             self.engine,

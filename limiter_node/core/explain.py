@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.engine import UNKNOWN_RULE
 from limiter_node.core.model import Explanation, LimitVerdict, UnknownRule
+from limiter_node.core.plan import share_of
 from limiter_node.core.rules import DEFAULT_SEGMENT
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from limiter_node.core.plan import Plan
 
 
-def explain(engine: Engine, node: str, check: Check, now_ns: int) -> Explanation | UnknownRule:
-    """Why this node, which owns the key or stands in, decides a check as it does."""
+def explain(
+    engine: Engine, node: str, check: Check, now_ns: int, *, alone_of: int | None = None
+) -> Explanation | UnknownRule:
+    """Why this node decides a check as it does: as the owner, in its place, or as one of `alone_of` on its own."""
     rule = engine.rules.get(check.rule)
     if rule is None:
         return UNKNOWN_RULE
@@ -37,6 +40,8 @@ def explain(engine: Engine, node: str, check: Check, now_ns: int) -> Explanation
         limits_from = entry_name
     elif plan.segment != DEFAULT_SEGMENT and plan.limits != rule.default.limits:
         limits_from += f" segments.{plan.segment}"
+    if alone_of is not None and rule.rule.on_unreachable == "local":
+        plan = share_of(plan, alone_of, now_ns)
     return Explanation(
         node=node,
         segment=segment,

@@ -3,8 +3,9 @@
 Each limit is an `algorithms.face.Algorithm`; a key's state is the tuple of what it has under each of them. A check is
 granted when all of them have the tokens, and spends the cost from each; otherwise it spends nothing from any.
 
-Expiry is by two generations as in `table`, but by time: a key that was put is young until the table turns, and by the
-turn after that nothing of it counts any more. No look at single keys is ever needed.
+Expiry is by two generations as in `table`: a key that was put is young until the table turns, and by the turn after
+that nothing of it counts any more, which the algorithms tell of all states that there were. No look at single keys is
+ever needed.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ States = tuple["State | None", ...]
 class JointTable(Shards[States]):
     """Buckets of the keys under one plan; a state for each of the `algorithms`."""
 
-    __slots__ = ("_due_ns", "algorithms")
+    __slots__ = ("_due", "algorithms")
 
     def __init__(self, census: Census, algorithms: list[Algorithm], now_ns: int, shards: int) -> None:
         super().__init__(census, shards)
         self.algorithms = algorithms
-        self._due_ns = now_ns + self._memory_ns()
-
-    def _memory_ns(self) -> int:
-        return max(algorithm.memory_ns for algorithm in self.algorithms)
+        # Beyond these nothing counts that is old.
+        self._due = [algorithm.horizon(now_ns) for algorithm in algorithms]
 
     def states(self, key: str) -> States | None:
         """What the key has; None for one that is not stored."""
@@ -46,15 +45,12 @@ class JointTable(Shards[States]):
         states = self.young[index].get(key)
         return self.old[index].get(key) if states is None else states
 
-    def keep(self, now_ns: int) -> None:
-        """Whatever is stored counts for as long as the numbers say that are in force now."""
-        self._due_ns = max(self._due_ns, now_ns + self._memory_ns())
-
     def rotate(self, now_ns: int) -> list[dict[str, States]]:
         """Drop the old generation if nothing of it counts any more."""
-        if now_ns < self._due_ns:
+        pairs = zip(self.algorithms, self._due, strict=True)
+        if not all(algorithm.is_past(horizon, now_ns) for algorithm, horizon in pairs):
             return []
-        self._due_ns = now_ns + self._memory_ns()
+        self._due = [algorithm.horizon(now_ns) for algorithm in self.algorithms]
         return self.turn()
 
     def fullness(self, index: int, now_ns: int) -> Iterator[tuple[int, str]]:
@@ -128,7 +124,6 @@ class JointPlan:
         self.multiplier_ppm = multiplier_ppm
         for algorithm, limit in zip(self.algorithms, limits, strict=True):
             algorithm.set_numbers(limit, multiplier_ppm, self.parts, now_ns)
-        self.table.keep(now_ns)
         tightest = min(range(len(limits)), key=lambda index: self.algorithms[index].tokens)
         self.tokens, self.window_s = self.algorithms[tightest].tokens, limits[tightest].window_s
         if self.share is not None:
@@ -270,7 +265,6 @@ class JointPlan:
         if tuple(after) == before:
             return False
         self.table.put(key, tuple(after))
-        self.table.keep(now_ns)
         return True
 
 

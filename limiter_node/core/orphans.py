@@ -24,14 +24,18 @@ class Orphans:
         self._copies: dict[tuple[str, str], tuple[Copy, bool]] = {}
 
     def put(self, copy: Copy, *, follows: bool) -> None:
-        """Keep a copy (`follows`: see `Engine.merge`), unless more is known to be spent already."""
+        """Keep a copy (`follows`: see `Engine.merge`), unless more is known to be spent already.
+
+        Which of two accounts is more, nobody can say without their rule: the later one is kept.
+        """
         bucket = copy.rule, copy.key
-        known = self._copies.get(bucket)
+        known = self.get(*bucket)
         if copy.spent == FORGOTTEN_SPENT:
             self._copies.pop(bucket, None)
-        elif known is not None:
-            self._copies[bucket] = max(known, (copy, follows), key=lambda each: each[0].spent)
-        elif len(self._copies) < ORPHANS_MAX:
+        elif known is None:
+            if len(self._copies) < ORPHANS_MAX:
+                self._copies[bucket] = copy, follows
+        elif copy.account or copy.spent > known.spent:
             self._copies[bucket] = copy, follows
 
     def get(self, rule: str, key: str) -> Copy | None:

@@ -12,6 +12,7 @@ from limiter_node.core.model import COST_MAX, DURATION_MAX_NS
 from tests.property.algorithm_keys import (
     NOW_NS,
     WALL_NS,
+    Ask,
     Key,
     asks,
     limit_of,
@@ -47,9 +48,11 @@ def two_copies(draw: st.DrawFn, algorithm: str) -> tuple[Key, State, State]:
         for event in draw(traces(waits, asks, asks, size=8)):
             one.play(event)
     key.now_ns = other.now_ns = max(key.now_ns, other.now_ns)
+    for one in (key, other):
+        if not one.spent():
+            one.play(Ask(1))  # to draw again until both know of something takes three times as long
     told = None if other.state is None else other.algorithm.pack(other.state, other.now_ns)
     state = told and key.algorithm.unpack(told, key.limit.period_s, key.now_ns)
-    assume(key.state is not None and state is not None)
     return key, key.state, state
 
 
@@ -101,7 +104,9 @@ def test_sliding_windows_of_any_two_ages_merge_into_one_by_which_as_much_counts(
     assert algorithm.merge(merged, merged, NOW_NS) == merged
     each = (spent_later(algorithm, state, limit, NOW_NS) for state in (*states, merged))
     assert all(both >= max(pair) for *pair, both in zip(*each, strict=True))
-    assert algorithm.full_in_ns(merged, NOW_NS) <= algorithm.memory_ns
+    longest_ns = 150 * SECOND_NS  # two and a half periods
+    assert algorithm.full_in_ns(merged, NOW_NS) <= longest_ns
+    assert algorithm.is_past(algorithm.horizon(NOW_NS), NOW_NS + longest_ns)
     packed = algorithm.pack(merged, NOW_NS)
     assert packed is not None
     assert algorithm.unpack(packed, limit.period_s, NOW_NS) == merged
@@ -204,7 +209,9 @@ def test_whatever_is_told_is_taken_or_refused(algorithm: str, data: st.DataObjec
     if state is None:
         return
     assert law.spent(state, NOW_NS) >= 0
-    assert law.full_in_ns(state, NOW_NS) <= min(law.memory_ns, DURATION_MAX_NS)
+    counts_ns = law.full_in_ns(state, NOW_NS)
+    assert counts_ns <= DURATION_MAX_NS
+    assert counts_ns == 0 or not law.is_past(law.horizon(NOW_NS), NOW_NS + counts_ns - 1)
     again = law.pack(state, NOW_NS)
     assert again is None or all(-(2**63) <= value < 2**63 for value in again)
     assert law.merge(state, state, NOW_NS) is not None

@@ -117,7 +117,9 @@ def test_reset_is_when_nothing_counts_any_more_and_no_state_counts_for_longer_th
         assert reset_ns == 0 or key.spent(reset_ns - 1) > 0
         if key.state is not None:
             assert reset_ns == key.algorithm.full_in_ns(key.state, key.now_ns + key.clock_ns)
-            assert reset_ns <= key.algorithm.memory_ns
+            horizon = key.algorithm.horizon(key.now_ns + key.clock_ns)
+            last_ns = key.now_ns + key.clock_ns + reset_ns - 1
+            assert reset_ns == 0 or not key.algorithm.is_past(horizon, last_ns)
 
 
 @of_each
@@ -180,11 +182,13 @@ def test_a_bucket_that_smaller_numbers_or_another_node_overdrew_is_remembered_un
     law = build(limit_of(algorithm, "1/s", 100), PPM, 1, NOW_NS, Wall())
     state = law.decide(None, 100, NOW_NS).state
     law.set_numbers(limit_of(algorithm, "1/s", 10), PPM, 1, NOW_NS)
-    assert law.full_in_ns(state, NOW_NS) == 100 * SECOND_NS <= law.memory_ns
-    told = law.unpack([500_000_000], 1, NOW_NS)
-    assert law.full_in_ns(told, NOW_NS) == 500 * SECOND_NS <= law.memory_ns
-    law.set_numbers(limit_of(algorithm, "1/s", 10), PPM, 1, NOW_NS + 500 * SECOND_NS)
-    assert law.memory_ns == 10 * SECOND_NS
+    assert law.full_in_ns(state, NOW_NS) == 100 * SECOND_NS
+    assert not law.is_past(law.horizon(NOW_NS), NOW_NS + 100 * SECOND_NS - 1)
+    told = law.unpack([500_000_000, 0], 1, NOW_NS)
+    assert law.full_in_ns(told, NOW_NS) == 500 * SECOND_NS
+    horizon = law.horizon(NOW_NS)
+    assert not law.is_past(horizon, NOW_NS + 500 * SECOND_NS - 1)
+    assert law.is_past(horizon, NOW_NS + 500 * SECOND_NS)
 
 
 def test_waits_that_no_frame_holds_are_told_as_the_longest_that_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ def matches_glob(glob: str, key: str) -> bool:
     return bool(key) and glob[0] in ("?", key[0]) and matches_glob(glob[1:], key[1:])
 
 
+@cache
 def claim(name: str, key: str) -> tuple[int, int, str] | None:
     """How well a name matches a key, less is better, as the docstring of `entries` has it."""
     if name == key:

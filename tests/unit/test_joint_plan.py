@@ -304,6 +304,74 @@ def test_a_bucket_is_forgotten_once_it_is_full_and_not_before(engine: Engine, al
     assert engine.buckets == 0
 
 
+def forgets_when_full(engine: Engine, now_ns: int) -> bool:
+    """Whether the bucket of k is there until it is full, and gone some time later."""
+    full_ns = now_ns + spend(engine, 0, now_ns).reset_ns
+    while now_ns < full_ns:
+        engine.tick(now_ns)
+        if spend(engine, 0, now_ns).reset_ns != full_ns - now_ns:
+            return False
+        now_ns += min(3 * S, full_ns - now_ns)
+    for _ in range(400):
+        now_ns += 2 * S
+        engine.tick(now_ns)
+    return engine.buckets == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_other_nodes_tell_keeps_nothing_from_being_forgotten(engine: Engine, algorithm: str) -> None:
+    put(engine, limits=[{"rate": "10/m", "algorithm": algorithm}, {"rate": "10/s"}])
+    put(owner := new_engine(), limits=[{"rate": "10/m", "algorithm": algorithm}, {"rate": "10/s"}])
+    for number in range(600):
+        now_ns = START_NS + number * S
+        spend(owner, 1, now_ns, key=f"k{number}")
+        copy = owner.copy("api", f"k{number}", now_ns)
+        assert copy is not None
+        engine.merge(copy, now_ns)
+        for each in (owner, engine):
+            each.tick(now_ns)
+    assert engine.buckets == owner.buckets < 350
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_multiplier_that_changes_all_the_time_keeps_nothing_from_being_forgotten(
+    engine: Engine, algorithm: str
+) -> None:
+    put(engine, limits=[{"rate": "10/m", "algorithm": algorithm}, {"rate": "10/s"}], backend="orders")
+    for number in range(600):
+        now_ns = START_NS + number * S
+        record = parse_record("orders", {"multiplier": 0.5 + number % 2 / 2})
+        engine.backends.set_record("orders", record, now_ns)
+        engine.rescale("orders", now_ns)
+        spend(engine, 1, now_ns, key=f"k{number}")
+        engine.tick(now_ns)
+    assert engine.buckets < 350
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("after_s", [0, 59, 60, 61])
+def test_smaller_numbers_make_nothing_forgotten_too_early(engine: Engine, algorithm: str, after_s: int) -> None:
+    company = {"rate": "9/s", "algorithm": "leaky_bucket"}
+    put(engine, limits=[{"rate": "10/m", "algorithm": algorithm}, company])
+    for number in range(after_s):
+        engine.tick(START_NS + number * S)
+    now_ns = START_NS + after_s * S
+    spend(engine, 9, now_ns)
+    put(engine, now_ns, limits=[{"rate": "1/m", "algorithm": algorithm}, company])
+    assert forgets_when_full(engine, now_ns)
+
+
+def test_what_was_spent_elsewhere_under_larger_numbers_is_not_forgotten_too_early(engine: Engine) -> None:
+    put(owner := new_engine(), rate="60/m", burst=600, algorithm="leaky_bucket")
+    put(engine, rate="60/m", algorithm="leaky_bucket")
+    spend(owner, 600)
+    copy = owner.copy("api", "k", START_NS)
+    assert copy is not None
+    engine.merge(copy, START_NS)
+    assert forgets_when_full(engine, START_NS)
+    assert spend(engine, 60, START_NS + 600 * S).allowed
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_forgetting_and_deleting_leave_nothing(engine: Engine, algorithm: str) -> None:
     put(engine, rate="10/d", algorithm=algorithm)

@@ -5,13 +5,17 @@ from typing import Any
 import pytest
 
 from limiter_node.core.engine import Engine
-from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, Verdict
+from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Bucket, Check, Copy, Entry, Verdict
 from limiter_node.core.orphans import ORPHANS_MAX, Orphans
 from limiter_node.core.rules import parse_key_entry, parse_rule
 
 
 def copy_of(tokens: int, key: str = "k", rule: str = "api", segment: str = "default") -> Copy:
     return Copy(rule, key, segment, tokens * MICROS)
+
+
+def joint_copy_of(tokens: int) -> Copy:
+    return Copy("api", "k", "default", 0, [Entry("sliding_window", 60, [0, 0, tokens])])
 
 
 FORGOTTEN = Copy("api", "k", "default", FORGOTTEN_SPENT)
@@ -27,6 +31,8 @@ FORGOTTEN = Copy("api", "k", "default", FORGOTTEN_SPENT)
         ([copy_of(5), FORGOTTEN], None),
         ([copy_of(5), FORGOTTEN, copy_of(3)], copy_of(3)),
         ([FORGOTTEN], None),
+        ([joint_copy_of(3), joint_copy_of(5)], joint_copy_of(5)),
+        ([copy_of(5), joint_copy_of(3)], joint_copy_of(3)),
     ],
 )
 def test_the_copy_that_knows_most_to_be_spent_since_the_bucket_was_forgotten_is_kept(

@@ -1,5 +1,7 @@
 """The window-edge attack: all that is let through within a moment around the edge of a window, or within a period."""
 
+from bisect import bisect_left
+
 import pytest
 
 from limiter_node.core.algorithms import build
@@ -21,13 +23,15 @@ def granted_at(algorithm: str, asked: list[tuple[int, int]]) -> list[int]:
     for now_ns, number in asked:
         for _ in range(number):
             decision = law.decide(state, 1, now_ns)
+            if not decision.allowed:
+                break  # and so would all others be at that time
             state = decision.state
-            times += [now_ns] * decision.allowed
+            times.append(now_ns)
     return times
 
 
 def most_within(times: list[int], span_ns: int) -> int:
-    return max(sum(0 <= then_ns - from_ns < span_ns for then_ns in times) for from_ns in set(times))
+    return max(bisect_left(times, from_ns + span_ns) - index for index, from_ns in enumerate(times))
 
 
 # One check when a window begins; then two bursts, just before the next and just after.

@@ -62,9 +62,11 @@ class Algorithm(Protocol):
     def full_in_ns(self, state: State, now_ns: int) -> int:
         """Nanoseconds until nothing counts any more; 0 when nothing does."""
 
-    @property
-    def memory_ns(self) -> int:
-        """No state counts for longer than this after it was last changed, at the present numbers."""
+    def horizon(self, now_ns: int) -> int:
+        """A mark beyond which no state counts that was made until now, whatever numbers there will be meanwhile."""
+
+    def is_past(self, horizon: int, now_ns: int) -> bool:
+        """Whether such a mark has been reached."""
 
     def pack(self, state: State, now_ns: int) -> list[int] | None:
         """The state for another node, as integers below 2^63; None when nothing counts any more."""

@@ -104,10 +104,13 @@ class FixedWindow:
         number, count = self._counted(state, now_ns)
         return self._ends_in_ns(number, now_ns) if count else 0
 
-    @property
-    def memory_ns(self) -> int:
-        """As `Algorithm` has it: this window, and the next for a key that is ahead."""
-        return 2 * self._windows.longest_ns
+    def horizon(self, now_ns: int) -> int:
+        """As `Algorithm` has it: after this window, and the next for a key that is ahead."""
+        return now_ns + 2 * self._windows.longest_ns
+
+    def is_past(self, horizon: int, now_ns: int) -> bool:
+        """As `Algorithm` has it; by no wall clock, or keys that one had put far ahead would count until it is there."""
+        return now_ns >= horizon
 
     def pack(self, state: int, now_ns: int) -> list[int] | None:
         """[number of the window, count]."""

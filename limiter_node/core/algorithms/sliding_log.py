@@ -97,10 +97,13 @@ class SlidingLog:
         """As `Algorithm` has it."""
         return self._full_in_ns(state, now_ns)
 
-    @property
-    def memory_ns(self) -> int:
+    def horizon(self, now_ns: int) -> int:
+        """As `Algorithm` has it: a time."""
+        return now_ns + self.period_ns
+
+    def is_past(self, horizon: int, now_ns: int) -> bool:
         """As `Algorithm` has it."""
-        return self.period_ns
+        return now_ns >= horizon
 
     def pack(self, state: array[int], now_ns: int) -> list[int] | None:
         """[age in nanoseconds, cost, age, cost, ...] of each grant that counts, the newest first."""

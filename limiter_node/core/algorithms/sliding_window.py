@@ -115,10 +115,13 @@ class SlidingWindow:
         """As `Algorithm` has it."""
         return self._full_in_ns(self._seen(state, now_ns), now_ns)
 
-    @property
-    def memory_ns(self) -> int:
-        """As `Algorithm` has it: two windows, the first of which may begin half a period from now (see `merge`)."""
-        return 5 * self.period_ns // 2
+    def horizon(self, now_ns: int) -> int:
+        """As `Algorithm` has it: after two windows, the first of which may begin in half a period (see `merge`)."""
+        return now_ns + 5 * self.period_ns // 2
+
+    def is_past(self, horizon: int, now_ns: int) -> bool:
+        """As `Algorithm` has it."""
+        return now_ns >= horizon
 
     def pack(self, state: int, now_ns: int) -> list[int] | None:
         """[age of the current window in nanoseconds, previous, current].

@@ -119,28 +119,22 @@ def whole_share(tokens: int, multiplier_ppm: int, parts: int) -> int:
 class TokenBucket:
     """A bucket under one of several limits; a state is the reading of `clock` at which it is full again."""
 
-    __slots__ = ("_full_by", "_spent_max", "capacity", "clock", "limit", "tokens")
+    __slots__ = ("_full_by", "capacity", "clock", "limit", "tokens")
 
     def __init__(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
         self.clock = VirtualClock(now_ns, 1, 1)
         self.capacity = 0
-        # Smaller numbers, and other nodes, leave states that are further from full than the capacity: none of them
-        # is later than `_full_by`, nor was further than `_spent_max` when there was last reason to look.
-        self._full_by = self._spent_max = 0
+        # Smaller numbers, and other nodes, leave states that are further from full than the capacity: none is later.
+        self._full_by = 0
         self.set_numbers(limit, multiplier_ppm, parts, now_ns)
 
     def set_numbers(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
         """As `Algorithm` has it; what was refilled before counts at the rate of then."""
         self.limit = limit
         self.clock.set_rate(now_ns, *slope(limit.count, limit.period_s * parts, multiplier_ppm))
-        v = self.clock.at(now_ns)
-        self._note(v + self.capacity, v)
+        self._full_by = max(self._full_by, self.clock.at(now_ns) + self.capacity)
         self.tokens = whole_share(limit.burst, multiplier_ppm, parts)
         self.capacity = self.tokens * UNIT
-
-    def _note(self, state: int, v: int) -> None:
-        self._full_by = max(self._full_by, state)
-        self._spent_max = self._full_by - v
 
     def decide(self, state: int | None, cost: int, now_ns: int) -> Decision:
         """As `Algorithm` has it."""
@@ -178,10 +172,13 @@ class TokenBucket:
         """As `Algorithm` has it."""
         return self._ns_until(state, now_ns)
 
-    @property
-    def memory_ns(self) -> int:
+    def horizon(self, now_ns: int) -> int:
+        """As `Algorithm` has it: a reading of the clock."""
+        return max(self._full_by, self.clock.at(now_ns) + self.capacity)
+
+    def is_past(self, horizon: int, now_ns: int) -> bool:
         """As `Algorithm` has it."""
-        return -(-max(self.capacity, self._spent_max) * self.clock.den // self.clock.num)
+        return self.clock.at(now_ns) >= horizon
 
     def pack(self, state: int, now_ns: int) -> list[int] | None:
         """What is spent, see `in_micros`."""
@@ -191,9 +188,9 @@ class TokenBucket:
     def unpack(self, packed: list[int], period_s: int, now_ns: int) -> int | None:
         """As `Algorithm` has it; what was spent is the same whatever the period."""
         spent = in_units(packed)
-        v = self.clock.at(now_ns)
-        self._note(v + spent, v)
-        return v + spent if spent else None
+        state = self.clock.at(now_ns) + spent
+        self._full_by = max(self._full_by, state)
+        return state if spent else None
 
     def merge(self, state: int, other: int, now_ns: int) -> int:
         """As `Algorithm` has it: the bucket that is full later."""
