@@ -71,11 +71,13 @@ class Fleet:
         kind, _, name = key.partition("/")
         if key == "leader" and self._node.leadership is not None:
             self._node.leadership.changed(value, revision)
+            self._node.router.controller.see_election(revision)
             return
         if kind == "multipliers" and self._node.conductor is not None:
             self._node.conductor.changed(name, revision, is_deleted=value is None)
         if kind != "nodes":
-            self._book.changed(key, value, self._monotonic_ns())
+            is_live = self._node.etcd is not None and self._node.etcd.is_watching
+            self._book.changed(key, value, self._monotonic_ns(), is_live=is_live)
             return
         try:
             self._membership.changed(name, value, revision, self._monotonic_ns())

@@ -20,6 +20,7 @@ from limiter_node.core.errors import BadRule
 from limiter_node.core.rules import decode_json, decode_key_entry, parse_key_entry, parse_rule
 
 if TYPE_CHECKING:
+    from limiter_node.core.adaptive.evidence import Signal
     from limiter_node.core.engine import Engine
 
 log = structlog.get_logger()
@@ -35,8 +36,11 @@ class RuleBook:
         self.rejected = 0  # bad values seen so far
         self._engine = engine
 
-    def changed(self, key: str, value: bytes | None, now_ns: int) -> None:
-        """Take the JSON value of a key, or None for a deleted key; keys of other kinds are not the rulebook's."""
+    def changed(self, key: str, value: bytes | None, now_ns: int, *, is_live: bool = True) -> None:
+        """Take the JSON value of a key, or None for a deleted key; keys of other kinds are not the rulebook's.
+
+        What is not `live` was written at nobody knows what time: a monitor's word is then none.
+        """
         kind, _, name = key.partition("/")
         if kind not in KINDS:
             return
@@ -45,11 +49,12 @@ class RuleBook:
                 self._engine.set_entry(name, decode_key_entry(name, value), now_ns)
                 self._note_good(key)
             else:
-                self.put(key, None if value is None else decode_json(value), now_ns, is_deleted=value is None)
+                document = None if value is None else decode_json(value)
+                self.put(key, document, now_ns, is_deleted=value is None, is_live=is_live)
         except BadRule as bad:
             self.reject(key, str(bad))
 
-    def put(self, key: str, document: Any, now_ns: int, *, is_deleted: bool = False) -> None:
+    def put(self, key: str, document: Any, now_ns: int, *, is_deleted: bool = False, is_live: bool = True) -> None:
         """Take a decoded document; raises `BadRule`, and changes nothing, when it is no good."""
         kind, _, name = key.partition("/")
         before = self._in_force(kind, name)
@@ -57,6 +62,8 @@ class RuleBook:
             self._engine.set_rule(name, None if is_deleted else parse_rule(name, document), now_ns)
         elif kind == "keys":
             self._engine.set_entry(name, None if is_deleted else parse_key_entry(name, document), now_ns)
+        elif kind == "health":
+            self._put_health(name, None if is_deleted else parse_health(name, document, kind), now_ns, is_live=is_live)
         else:
             self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
         self._note_good(key)
@@ -81,12 +88,8 @@ class RuleBook:
         before = backends.state(name)
         if kind == "backends":
             backends.set_entry(name, None if is_deleted else parse_backend(name, document), now_ns)
-        elif kind == "multipliers":
-            backends.set_record(name, None if is_deleted else parse_record(name, document), now_ns)
-        elif is_deleted:
-            backends.health.pop(name, None)
         else:
-            backends.health[name] = parse_health(name, document, "health"), now_ns
+            backends.set_record(name, None if is_deleted else parse_record(name, document), now_ns)
         self._engine.rescale(name, now_ns)
         if backends.state(name) != before:
             record = backends.records.get(name)
@@ -98,6 +101,13 @@ class RuleBook:
                 multiplier=backends.ppm(name) / PPM,
                 reason=record.decision.reason if record else "",
             )
+
+    def _put_health(self, name: str, signal: Signal | None, now_ns: int, *, is_live: bool) -> None:
+        health = self._engine.backends.health
+        if signal is None or not is_live:
+            health.pop(name, None)
+        else:
+            health[name] = signal, now_ns
 
     def reject(self, key: str, problem: str) -> None:
         """Keep what is in force, and say why."""

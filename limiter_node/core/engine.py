@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
-from limiter_node.core.algorithms.token_bucket import PPM
+from limiter_node.core.algorithms.token_bucket import PPM, UNITS_PER_MICRO
 from limiter_node.core.entries import Entries
 from limiter_node.core.in_force import RuleInForce
 from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
@@ -26,7 +26,7 @@ from limiter_node.core.orphans import Orphans
 from limiter_node.core.plan import move, pass_gate, share_of, tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS, Census
-from limiter_node.core.token_plan import UNITS_PER_MICRO, TokenPlan
+from limiter_node.core.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +89,7 @@ class Engine:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
+            verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -107,7 +107,7 @@ class Engine:
             plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
+                verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
@@ -186,7 +186,7 @@ class Engine:
         if is_here and isinstance(target, TokenPlan) and not copy.account:
             target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
         else:
-            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent])]
+            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent, 0])]
             if is_here:
                 target.credit(key, account, now_ns)
             elif holding is not None and (holding.credit(key, account, now_ns) or follows):
@@ -302,6 +302,11 @@ class Engine:
             return DEFAULT_SEGMENT
         rule = self.rules.get(check.rule)  # it may be gone by the time another node has decided
         return segment if rule is not None and segment in rule.plans else DEFAULT_SEGMENT
+
+    def _pass_gate(self, rule: RuleInForce, plan: Plan, check: Check, verdict: Verdict, now_ns: int) -> Verdict:
+        assert rule.gate is not None
+        priority = self.priority_of(rule, plan, check)
+        return pass_gate(plan, rule.gate, check, priority, verdict, now_ns=now_ns, is_shadow=rule.rule.shadow)
 
     def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""

@@ -244,13 +244,19 @@ class JointPlan:
 
     def account(self, key: str, now_ns: int) -> list[Entry]:
         """What the key has spent under each limit, for another plan or node; empty when that is nothing."""
-        states = self.table.states(key) or ()
-        account = []
-        for limit, algorithm, state in zip(self.limits, self.algorithms, states, strict=False):
-            values = None if state is None else algorithm.pack(state, now_ns)
-            if values is not None:
-                account.append(Entry(limit.algorithm or "", limit.period_s, values))
-        return account
+        states = self.table.states(key)
+        if states is None:
+            return []
+        packed = [
+            None if state is None else algorithm.pack(state, now_ns)
+            for algorithm, state in zip(self.algorithms, states, strict=True)
+        ]
+        # An entry of every limit, or others of its algorithm and period would take its place.
+        account = [
+            Entry(limit.algorithm or "", limit.period_s, values or [])
+            for limit, values in zip(self.limits, packed, strict=True)
+        ]
+        return account if any(packed) else []
 
     def credit(self, key: str, account: Sequence[Entry], now_ns: int) -> bool:
         """Have the key spent at least what an account says; returns whether that is news."""

@@ -18,7 +18,7 @@ COUNT_MAX = 10**12
 
 PERIOD_MAX_S = 366 * 86_400
 LOG_COUNT_MAX = 1_000
-"""Largest count of a `sliding_log`: it keeps and copies every grant of a period, and 500 such logs fit a frame."""
+"""Largest count of a `sliding_log`: it keeps and copies every grant of a period (see `model.VALUES_PER_FRAME`)."""
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 CALENDAR = {"d": "day", "week": "week", "month": "month"}

@@ -133,6 +133,8 @@ MEMBERS_MAX = 1000
 ENTRIES_MAX = 8
 ENTRY_VALUES_MAX = 2_000
 """Two numbers of each grant in the largest `sliding_log`."""
+VALUES_PER_FRAME = 10_000
+"""No copy is added to a frame that has so many: with one of 8 full logs more that is 0.25 MB, and 5 ms to take in."""
 BACKENDS_MAX = 1000
 SECONDS_MAX = 300
 FIGURES_BYTES_MAX = 900_000
@@ -158,7 +160,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     algorithm: ShortText
     period_s: int  # of the limit; ANY_PERIOD where it is not told
-    values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]
+    values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]  # none: nothing counts
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -170,6 +172,11 @@ class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spent: int  # millionths of a token, rounded up; FORGOTTEN_SPENT: whatever the copy says is to be forgotten
     # Where the plan is not of a single token bucket, what was spent under each limit of it; then `spent` is 0.
     account: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] = []
+
+    @property
+    def values(self) -> int:
+        """Numbers in the account."""
+        return sum(len(entry.values) for entry in self.account)
 
 
 FORGOTTEN_SPENT = -1

@@ -98,12 +98,16 @@ class Plan(Protocol):
         """Have the key spent at least what an account says; returns whether that is news."""
 
 
-def pass_gate(plan: Plan, gate: Gate, check: Check, priority: int, verdict: Verdict, *, now_ns: int) -> Verdict:
+def pass_gate(
+    plan: Plan, gate: Gate, check: Check, priority: int, verdict: Verdict, *, now_ns: int, is_shadow: bool
+) -> Verdict:
     """Bring the verdict on a check, no peek, before the backend's gate; what it turns away has spent nothing."""
     gate.offer(priority)
     if not verdict.allowed:
+        if is_shadow:
+            gate.overrule()
         return verdict
-    retry_ns = gate.admit(priority, now_ns)
+    retry_ns = gate.admit(priority, now_ns, is_shadow=is_shadow)
     return turned_away(plan, check.key, check.cost, retry_ns, now_ns) if retry_ns else verdict
 
 
@@ -140,7 +144,10 @@ def move(key: str, source: Plan, target: Plan, now_ns: int) -> bool:
 
 
 def continued(limits: Limits, account: Sequence[Entry]) -> Iterator[tuple[Limit, Entry | None]]:
-    """Each limit with the entry that it goes on from: of its algorithm and period, or of a lone one's algorithm."""
+    """Each limit with the entry that it goes on from: of its algorithm and period, or of a lone one's algorithm.
+
+    Of several that are alike the first goes on from the first; None where nothing of it counts.
+    """
     left = list(account)
     is_lone = len(limits) == len(left) == 1
     for limit in limits:
@@ -150,4 +157,4 @@ def continued(limits: Limits, account: Sequence[Entry]) -> Iterator[tuple[Limit,
                 found = entry
                 left.remove(entry)
                 break
-        yield limit, found
+        yield limit, found if found and found.values else None

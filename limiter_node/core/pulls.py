@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.model import COPIES_PER_FRAME_MAX, Pull, Pulled
+from limiter_node.core.model import COPIES_PER_FRAME_MAX, VALUES_PER_FRAME, Copy, Pull, Pulled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from limiter_node.core.links import Link
     from limiter_node.core.model import Reply
     from limiter_node.core.replication import Bucket
+
+
+PART_ID = 0
+"""Of an answer that is not whole yet: no pull has it, so that what is told is taken in, and nothing counts as asked."""
 
 
 class Pulls:
@@ -53,8 +57,18 @@ class Pulls:
         if is_early:
             self._early.append((pull, respond))
             return
-        copies = [self._engine.copy(rule, key, now_ns) for rule, key in pull.wanted]
-        respond(Pulled(pull.id, [copy for copy in copies if copy is not None]))
+        copies: list[Copy] = []
+        values = 0
+        for rule, key in pull.wanted:
+            copy = self._engine.copy(rule, key, now_ns)
+            if copy is None:
+                continue
+            if values >= VALUES_PER_FRAME:
+                respond(Pulled(PART_ID, copies))
+                copies, values = [], 0
+            copies.append(copy)
+            values += copy.values
+        respond(Pulled(pull.id, copies))
 
     def take_early(self) -> list[tuple[Pull, Callable[[Reply], None]]]:
         """The pulls that came too early, to be answered again."""

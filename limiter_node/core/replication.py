@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.model import FORGOTTEN_SPENT, Copies, Copy
+from limiter_node.core.model import FORGOTTEN_SPENT, VALUES_PER_FRAME, Copies, Copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,21 +123,25 @@ class Outlet:
             barrier.last_id = max(self.flight, default=0)
         return all(frame_id > barrier.last_id for frame_id in self.flight)
 
-    def take(self, now_ns: int, *, hurries: bool) -> list[tuple[Bucket, bool]]:
-        """The next frame's worth: of what has changed, else of what is handed over, if it is time for that."""
+    def next_up(self, now_ns: int, *, hurries: bool) -> dict[Bucket, bool]:
+        """What the next frame is of: what has changed, else what is handed over, if it is time for that."""
         if len(self.flight) >= FRAMES_IN_FLIGHT_MAX:
-            return []
+            return {}
         if self.due:
-            batch = _pop_some(self.due)
+            return self.due
+        return self.bulk if hurries or now_ns - self.bulk_ns >= BULK_EVERY_NS else {}
+
+    def send(self, frame_id: int, batch: list[tuple[Bucket, bool]], now_ns: int) -> None:
+        """A frame is on its way with the first few of what is next up."""
+        queue = self.due or self.bulk
+        for bucket, _ in batch:
+            del queue[bucket]
+        if queue is self.due:
             self.taken += len(batch)
-            return batch
-        if not hurries and now_ns - self.bulk_ns < BULK_EVERY_NS:
-            return []
-        batch = _pop_some(self.bulk)
-        self.bulk_taken += len(batch)
-        if batch:
+        else:
+            self.bulk_taken += len(batch)
             self.bulk_ns = now_ns
-        return batch
+        self.flight[frame_id] = batch
 
     def on_down(self) -> list[tuple[Forward, Verdict]]:
         """The way is broken: what was under way is due again; returns the verdicts that waited."""
@@ -150,13 +154,6 @@ class Outlet:
         self.held_in.clear()
         self.breaks += 1
         return waiting
-
-
-def _pop_some(buckets: dict[Bucket, bool]) -> list[tuple[Bucket, bool]]:
-    batch = list(islice(buckets.items(), COPIES_PER_FRAME))
-    for bucket, _ in batch:
-        del buckets[bucket]
-    return batch
 
 
 class Replication:
@@ -236,16 +233,10 @@ class Replication:
         """What to send to a peer now."""
         outlet = self.outlets.get(name)
         frames: list[Copies] = []
-        while outlet and (batch := outlet.take(now_ns, hurries=self.is_leaving)):
-            copies: list[Copy] = []
-            for (rule, key), forgets in batch:
-                if forgets:
-                    copies.append(Copy(rule, key, "default", FORGOTTEN_SPENT))
-                copy = self._engine.copy(rule, key, now_ns)
-                if copy is not None:
-                    copies.append(copy)
+        while outlet and (queue := outlet.next_up(now_ns, hurries=self.is_leaving)):
+            batch, copies = self._fill(queue, now_ns)
             self._next_id += 1
-            outlet.flight[self._next_id] = batch
+            outlet.send(self._next_id, batch, now_ns)
             if outlet.held:
                 helds = [held for bucket, _ in batch for held in outlet.held.pop(bucket, ())]
                 if helds:
@@ -253,6 +244,24 @@ class Replication:
             frames.append(Copies(self._next_id, copies))
             self.sent += len(copies)
         return frames
+
+    def _fill(self, queue: dict[Bucket, bool], now_ns: int) -> tuple[list[tuple[Bucket, bool]], list[Copy]]:
+        """The first few buckets of those that wait, as many as a frame takes, and their copies."""
+        batch: list[tuple[Bucket, bool]] = []
+        copies: list[Copy] = []
+        values = 0
+        for bucket, forgets in islice(queue.items(), COPIES_PER_FRAME):
+            batch.append((bucket, forgets))
+            rule, key = bucket
+            if forgets:
+                copies.append(Copy(rule, key, "default", FORGOTTEN_SPENT))
+            copy = self._engine.copy(rule, key, now_ns)
+            if copy is not None:
+                copies.append(copy)
+                values += copy.values
+                if values >= VALUES_PER_FRAME:
+                    break
+        return batch, copies
 
     def on_ack(self, name: str, frame_id: int, now_ns: int) -> None:
         """A peer has the copies of a frame."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.algorithms.token_bucket import PPM, UNIT, slope, take
-from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER, Bucket, Entry, Verdict
+from limiter_node.core.algorithms.token_bucket import PPM, UNIT, in_micros, in_units, slope, take
+from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, Verdict
 from limiter_node.core.plan import NoKin, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from limiter_node.core.limits import Limits
     from limiter_node.core.plan import Grant, Kin, Plan
-
-UNITS_PER_MICRO = UNIT // MICROS
 
 
 class TokenPlan:
@@ -198,16 +196,18 @@ class TokenPlan:
         return self.table.state(key) is not None
 
     def account(self, key: str, now_ns: int) -> list[Entry]:
-        """What the key has spent, for another plan, in millionths of a token and units."""
+        """What the key has spent, for another plan."""
         spent = self.spent(key, now_ns)
-        return [Entry("token_bucket", self.limits[0].period_s, [*divmod(spent, UNITS_PER_MICRO)])] if spent else []
+        return [Entry("token_bucket", self.limits[0].period_s, in_micros(spent))] if spent else []
 
     def credit(self, key: str, account: Sequence[Entry], now_ns: int) -> bool:
         """Have the key spent at least what an account says; returns whether that is news."""
         for _, entry in continued(self.limits, account):
             if entry is not None:
-                micros, units = (*entry.values, 0)[:2]
-                return self.credit_units(key, micros * UNITS_PER_MICRO + units, now_ns)
+                try:
+                    return self.credit_units(key, in_units(entry.values), now_ns)
+                except ValueError:
+                    break  # of a peer with a bug: nothing to learn from
         return False
 
     def credit_units(self, key: str, units: int, now_ns: int) -> bool:

@@ -53,7 +53,7 @@ def test_the_etcdctl_commands_of_the_readme_take_effect(etcd: EtcdProcess) -> No
     with NodeProcess(etcd=etcd.url) as node:
         for put in puts:
             etcd.etcdctl(*put[1:])
-        eventually(lambda: get_json(node.admin, "/v1/status")["backends"]["orders"]["multiplier"] == 0.3)
+        eventually(lambda: get_json(node.admin, "/v1/status")["backends"].get("orders", {}).get("multiplier") == 0.3)
         assert get_json(node.admin, "/v1/status")["config"]["problems"] == []
         assert check(node, "api", "bob").body["limit"] == 200
         assert check(node, "api", "alice").body["limit"] == 2000

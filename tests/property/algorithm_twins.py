@@ -6,13 +6,11 @@ A twin knows what counts and not what is allowed: that is the same sum for all o
 from collections.abc import Callable, Hashable
 from datetime import UTC, datetime, tzinfo
 from fractions import Fraction
-from math import ceil
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.limits import BUCKETS, Limit
-from limiter_node.core.model import MICROS
 
 SECOND_NS = 1_000_000_000
 
@@ -31,9 +29,6 @@ class Twin(Protocol):
 
     def set_numbers(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
         """Other numbers from now on."""
-
-    def told(self, now_ns: int) -> None:
-        """What counts was told to another node, in whatever way rounds it."""
 
 
 def capacity(limit: Limit, multiplier_ppm: int, parts: int) -> int:
@@ -66,10 +61,6 @@ class BucketTwin:
         self._settle(now_ns)
         self.rate = Fraction(limit.count * multiplier_ppm, limit.period_s * SECOND_NS * PPM * parts)
 
-    def told(self, now_ns: int) -> None:
-        self._settle(now_ns)
-        self.level = Fraction(ceil(self.level * MICROS), MICROS)
-
 
 class Grants:
     """A list of (time, cost); `counts` says which of them do."""
@@ -95,9 +86,6 @@ class Grants:
 
     def set_numbers(self, limit: Limit, multiplier_ppm: int, parts: int, now_ns: int) -> None:
         self.period_ns = limit.period_s * SECOND_NS
-
-    def told(self, now_ns: int) -> None:
-        """Counts and ages are told as they are."""
 
 
 class LogTwin(Grants):

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.adaptive.evidence import in_a_row, together
+from limiter_node.core.adaptive.evidence import Decision, in_a_row, together
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:
-    from limiter_node.core.adaptive.evidence import Decision, Load, Signal
+    from limiter_node.core.adaptive.evidence import Load, Signal
     from limiter_node.core.adaptive.registry import Backends
 
 NS = 1_000_000_000
@@ -35,11 +35,15 @@ REPORTS_MIN = 10
 """Outcomes in a second that outweigh what a poll or a monitor says."""
 
 FRESH_NS = 3 * NS
-"""What a poll or a monitor has said holds for so long, and is told to the law once a tick."""
+FRESH_POLLS = 2.5
+"""What a poll or a monitor has said holds for so long, a poll for 2.5 times its pace at the least (one may fail); it is
+told to the law once a tick."""
 
 SHARE_TAU_S = 10.0
 SHARE_MIN = 0.05
 """Shares follow demand over ten seconds; a node without any gets a twentieth of an even share, to begin with."""
+
+RELEASED = Decision(1.0, "normal", "adaptive throttling is off")
 
 CHANGE_MULTIPLIER = 0.01
 CHANGE_RATE = 0.03
@@ -77,6 +81,13 @@ class Controller:
         self._asked_ns = now_ns
         self._backends.set_shares(gather.shares, now_ns)
         return Gathered(gather.id, self._take_loads(now_ns))
+
+    def see_election(self, revision: int) -> None:
+        """The `leader` key has changed at this revision of etcd: whoever wins from here on has no lower term.
+
+        Revisions only fall where etcd was wiped; the terms from before mean nothing any more.
+        """
+        self.heeded = min(self.heeded, revision)
 
     def tick(self, now_ns: int) -> None:
         """Let go of what nobody asks for; to be called now and then."""
@@ -158,11 +169,14 @@ class Controller:
         changed: dict[str, Decision] = {}
         for name in sorted(self._backends.names()):
             record, entry = self._backends.records.get(name), self._backends.entry(name)
-            if not self._backends.is_known(name) or entry.policy.mode == "off" or (record and record.pinned):
+            published = record.decided if record is not None else None
+            is_pinned, is_off = record is not None and record.pinned, entry.policy.mode == "off"
+            if not self._backends.is_known(name) or is_off or is_pinned:
                 self._laws.pop(name, None)  # and from there anew
+                if is_off and not is_pinned and is_news(published, RELEASED):
+                    changed[name] = RELEASED  # or what was decided before would hold again once it is on
                 continue
             law = self._laws.get(name)
-            published = record.decided if record is not None else None
             if law is None:
                 law = self._laws[name] = Law(entry.policy)
                 if published:
@@ -204,8 +218,10 @@ class Controller:
         """The best that is fresh: many reports, then a poll, then a monitor, then few reports."""
         if load is not None and load.completed >= REPORTS_MIN:
             return signal_of(load)
-        for told in (self._polled.get(name), self._backends.health.get(name)):
-            if told is not None and now_ns - told[1] <= FRESH_NS:
+        poll = self._backends.entry(name).poll
+        fresh_ns = max(FRESH_NS, round(FRESH_POLLS * poll.every_s * NS)) if poll is not None else FRESH_NS
+        for told, lasts_ns in ((self._polled.get(name), fresh_ns), (self._backends.health.get(name), FRESH_NS)):
+            if told is not None and now_ns - told[1] <= lasts_ns:
                 return told[0]
         return None if load is None else signal_of(load)
 

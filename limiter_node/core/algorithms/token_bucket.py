@@ -38,6 +38,8 @@ Small enough that states fit 60 bits (the 32-byte integers of CPython) up to a b
 exact and take 16 bytes a key more.
 """
 
+UNITS_PER_MICRO = UNIT // MICROS
+
 PPM = 1_000_000
 """Multipliers are counted in millionths, so that the slope stays a ratio of integers."""
 
@@ -86,6 +88,19 @@ class VirtualClock:
             return 0
         reached_ns = self.since_ns - (-missing * self.den // self.num)
         return max(0, reached_ns - now_ns)
+
+
+def in_micros(units: int) -> list[int]:
+    """Units as [millionths of a token, units beyond them]: each fits a frame, whose integers are below 2^63."""
+    return [*divmod(units, UNITS_PER_MICRO)]
+
+
+def in_units(values: list[int]) -> int:
+    """What was packed so; raises ValueError for what was not."""
+    micros, units = values
+    if micros < 0 or not 0 <= units < UNITS_PER_MICRO:
+        raise ValueError(f"{values}; allowed: 0 or more millionths of a token, and units of less than one")
+    return micros * UNITS_PER_MICRO + units
 
 
 def slope(count: int, period_s: int, multiplier_ppm: int = PPM) -> tuple[int, int]:
@@ -169,19 +184,16 @@ class TokenBucket:
         return -(-max(self.capacity, self._spent_max) * self.clock.den // self.clock.num)
 
     def pack(self, state: int, now_ns: int) -> list[int] | None:
-        """[millionths of a token spent, rounded up]."""
+        """What is spent, see `in_micros`."""
         units = self._units(state, now_ns)
-        return [-(-units * MICROS // UNIT)] if units else None
+        return in_micros(units) if units else None
 
     def unpack(self, packed: list[int], period_s: int, now_ns: int) -> int | None:
         """As `Algorithm` has it; what was spent is the same whatever the period."""
-        (micros,) = packed
-        if micros < 0:
-            raise ValueError(f"{micros} millionths of a token spent; allowed: 0 or more")
+        spent = in_units(packed)
         v = self.clock.at(now_ns)
-        state = v + micros * UNIT // MICROS
-        self._note(state, v)
-        return state if micros else None
+        self._note(v + spent, v)
+        return v + spent if spent else None
 
     def merge(self, state: int, other: int, now_ns: int) -> int:
         """As `Algorithm` has it: the bucket that is full later."""
