@@ -72,7 +72,7 @@ class Page:
         assert "exceptionDetails" not in result, (expression, result)
         return result["result"].get("value")
 
-    async def until(self, expression: str, deadline_s: float = 10.0) -> Any:
+    async def until(self, expression: str, deadline_s: float = 20.0) -> Any:
         """Poll until an expression is true on the page."""
         end_s = asyncio.get_running_loop().time() + deadline_s
         while not (value := await self.value(expression)):

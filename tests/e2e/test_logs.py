@@ -12,7 +12,7 @@ import pytest
 
 from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet
-from tests.harness import ROOT, NodeProcess, check, check_body, eventually, request
+from tests.harness import ROOT, HttpClient, NodeProcess, check, check_body, eventually, request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,8 +95,9 @@ def test_checks_are_told_only_when_asked_for(options: tuple[str, ...]) -> None:
 
 def test_a_fraction_of_the_checks_is_told() -> None:
     with NodeProcess(rules={"rules": {"api": RULE}}, args=(*AT_ONCE, "--log-checks", "0.2")).start() as node:
-        for number in range(200):
-            ask(node, f"client-{number}")
+        with HttpClient(node.http) as client:
+            for number in range(200):
+                assert client.check("api", f"client-{number}").status == 200
         node.stop()
     assert 10 <= len(events(node, "check")) <= 80
 

@@ -329,6 +329,7 @@ function showBucket(place, bucket, why) {
 function asText(value) {
   if (value === null) return "none";
   if (Array.isArray(value)) return value.map(asText).join("; ");
+  if (typeof value === "number") return String(Number(value.toFixed(3)));
   if (typeof value !== "object") return String(value);
   return Object.entries(value).map(([name, part]) => `${name.replaceAll("_", " ")} ${asText(part)}`).join(", ");
 }
