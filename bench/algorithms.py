@@ -18,14 +18,13 @@ import time
 from dataclasses import dataclass
 from math import pi, sin
 from statistics import median
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from bench import machine
 from limiter_node.core.algorithms import build
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM
-from limiter_node.core.limits import Limit
-from limiter_node.core.rules import AlgorithmName
+from limiter_node.core.limits import BUCKETS, WINDOWS, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,7 @@ PERIOD_NS = PERIOD_S * 1_000_000_000
 # Windows of the wall begin with whole minutes; clocks of nodes do not.
 START_NS = 1_000 * PERIOD_NS
 
-ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
+ALGORITHMS = (*BUCKETS, *WINDOWS)
 EXACT = "sliding_log"
 MINUTES = 24 * 60
 MINUTES_QUICK = 60

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report
+from limiter_node import __version__, clock, report, report_figures, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
 from limiter_node.control.conductor import Conductor
@@ -34,16 +34,19 @@ from limiter_node.core.ring import Ring
 from limiter_node.core.router import Router
 from limiter_node.edge.admin_api import AdminApi
 from limiter_node.edge.check_api import CheckApi
+from limiter_node.edge.check_log import LoggedCheckApi, log_decision
 from limiter_node.edge.http_server import HttpServer
-from limiter_node.edge.metrics import Counters, Exposition
+from limiter_node.edge.tally import Tally
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
     from limiter_node.core.links import Link
+    from limiter_node.edge.figures import Figures
     from limiter_node.settings import Settings
 
 log = structlog.get_logger()
 
+SECOND_NS = 1_000_000_000
 TICK_S = 0.01
 """A tenth of the default peer timeout: deadlines are noticed at most this late."""
 
@@ -68,11 +71,13 @@ class Fleet:
         kind, _, name = key.partition("/")
         if key == "leader" and self._node.leadership is not None:
             self._node.leadership.changed(value, revision)
+            self._node.router.controller.see_election(revision)
             return
         if kind == "multipliers" and self._node.conductor is not None:
             self._node.conductor.changed(name, revision, is_deleted=value is None)
         if kind != "nodes":
-            self._book.changed(key, value, self._monotonic_ns())
+            is_live = self._node.etcd is not None and self._node.etcd.is_watching
+            self._book.changed(key, value, self._monotonic_ns(), is_live=is_live)
             return
         try:
             self._membership.changed(name, value, revision, self._monotonic_ns())
@@ -94,10 +99,10 @@ class Node:
         self.is_draining = False
         self._has_joined = False  # and has taken over its keys
         self.addresses: dict[str, Address] = {}
-        self.counters = Counters()
         self.stalls = report.Stalls()
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self.engine = Engine(buckets_max=settings.max_keys, jitter=self._rng.random)
+        self.tally = Tally(self.engine, self._rng.random)
         self.engine.wall.offset_ns = clock.wall_offset_ns()
         self.router = Router(
             settings.node_id,
@@ -107,12 +112,15 @@ class Node:
             replication_ns=settings.replication_interval_ms * 1_000_000,
             open_link=self._open_link,
             on_ring=self._hear_ring,
+            tell=self._tell_peer,
+            on_traced=log_decision,
         )
         self.book = RuleBook(self.engine)
         self.membership = Membership(settings.node_id, self._set_ring)
-        self.api = CheckApi(self.router, self.counters, on_unknown_rule=settings.on_unknown_rule)
-        self.http = HttpServer(self.api)
-        self.admin = AdminApi(self, Exposition(self.counters, gauges=report.gauges(self), totals=report.totals(self)))
+        self.api = self._check_api()
+        self.http = HttpServer(self.api, self.tally.count_problem)
+        self.admin = AdminApi(self, report_metrics.exposition(self))
+        self.recorder = report_figures.Recorder(self)
         self.etcd: EtcdSession | None = None
         self.rules_file: RulesFile | None = None
         self.leadership: Leadership | None = None
@@ -122,6 +130,18 @@ class Node:
         self._peer_server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ring_changed = asyncio.Event()
+
+    def _check_api(self) -> CheckApi:
+        settings = self.settings
+        if not settings.log_checks:
+            return CheckApi(self.router, self.tally, on_unknown_rule=settings.on_unknown_rule)
+        return LoggedCheckApi(
+            self.router,
+            self.tally,
+            on_unknown_rule=settings.on_unknown_rule,
+            fraction=settings.log_checks,
+            random=self._rng.random,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -232,11 +252,16 @@ class Node:
             self._set_ring(ring)
 
     def _set_ring(self, ring: Ring) -> None:
-        before = self.router.ring.members.keys()
+        before = self.router.ring.members
         self.router.set_ring(ring, clock.now_ns())
         self.api.is_answering = True  # the rules came with the first ring
-        if before != ring.members.keys():
-            log.info("ring changed", revision=ring.revision, members=list(ring.members))
+        if before != ring.members:
+            log.info(
+                "ring changed",
+                revision=ring.revision,
+                members=list(ring.members),
+                **report.ring_difference(before, ring),
+            )
         self._ring_changed.set()
 
     def _open_link(self, link: Link) -> PeerLink:
@@ -247,6 +272,7 @@ class Node:
 
     async def _tick(self) -> None:
         fleet_log = report.FleetLog()
+        counted_ns = clock.now_ns()
         pause_s = min(TICK_S, self.settings.replication_interval_ms / 1000)
         while True:
             slept_ns = clock.now_ns()
@@ -258,13 +284,17 @@ class Node:
             self.engine.tick(now_ns)
             self.membership.settle(now_ns)
             fleet_log.note(self, now_ns)
+            if now_ns - counted_ns >= SECOND_NS:
+                counted_ns = now_ns
+                self.tally.tick(now_ns)
+                self.recorder.tick(now_ns)
 
-    async def drain(self) -> None:
+    async def drain(self, why: str) -> None:
         """Leave without failing a check; takes at most the drain timeout."""
         settings = self.settings
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + settings.drain_timeout_s
-        log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
+        log.info("draining", why=why, delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self.is_draining = self.http.is_draining = True
         await asyncio.sleep(settings.drain_delay_s)
         if self.etcd is not None:
@@ -313,22 +343,29 @@ class Node:
         await self.http.stop(0)
         await self.admin.stop()
 
+    def _tell_peer(self, seconds: int) -> bytes:
+        return self.recorder.tell(seconds)
+
     def describe(self) -> dict[str, Any]:
         """The document of `GET /v1/status`."""
         return report.describe(self)
+
+    def figures(self, seconds: int) -> Figures:
+        """What the dashboard shows of this node, with so many of its last seconds."""
+        return self.recorder.figures(seconds)
 
 
 async def serve(settings: Settings) -> None:
     """Run a node until a signal ends it; a second signal ends it at once."""
     loop = asyncio.get_running_loop()
     node = Node(settings)
-    stop = asyncio.Event()
+    stop: asyncio.Future[str] = loop.create_future()
 
-    def on_stop() -> None:
-        if stop.is_set():
+    def on_stop(why: str) -> None:
+        if stop.done():
             log.warning("second signal: leaving at once")
             os._exit(1)
-        stop.set()
+        stop.set_result(why)
 
     def on_hangup() -> None:
         log.info("reloading certificates and tokens")
@@ -336,7 +373,7 @@ async def serve(settings: Settings) -> None:
             node.etcd.reconnect()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_stop)
+        loop.add_signal_handler(number, on_stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     try:
         await node.start()
@@ -348,5 +385,4 @@ async def serve(settings: Settings) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    await stop.wait()
-    await node.drain()
+    await node.drain(await stop)

@@ -26,6 +26,8 @@ from limiter_node.status import NoStatus, admin_url, fetch, tables
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from structlog.typing import EventDict, Processor
+
 LARGE_BYTES = 1_000_000
 """A file of which more is said, for it takes seconds to read."""
 
@@ -145,20 +147,35 @@ def main() -> None:
     type=click.IntRange(1),
     metavar="N",
 )
+@_option(
+    "--log-format",
+    "json: one object a line; human: for reading, in colour on a terminal.",
+    default="json",
+    type=click.Choice(["json", "human"]),
+)
+@_option(
+    "--log-checks",
+    "Fraction of the checks that are told in the log, here and on the node that decides them, picked at random. With"
+    " any at all, every check takes about three times the CPU.",
+    default=0.0,
+    type=click.FloatRange(0, 1),
+    metavar="FRACTION",
+)
 def serve(**options: Any) -> None:
     """Run one node in the foreground.
 
     SIGTERM or SIGINT drain and leave, a second one exits at once; SIGHUP reads certificates and tokens again. The log
-    goes to standard error, one JSON object a line.
+    goes to standard error, a line for each event.
     """
     # Here, not above: importing the whole node takes half a second, which `--help` need not wait for.
     from limiter_node.app import serve as serve_node  # noqa: PLC0415
 
-    _configure_log()
     options["node_id"] = options["node_id"] or _default_node_id()
     try:
         with _problems_exit(2, "limiter-node: "):
-            uvloop.run(serve_node(settings.parse(options)))
+            parsed = settings.parse(options)
+            _configure_log(parsed)
+            uvloop.run(serve_node(parsed))
     except OSError as error:
         click.echo(f"limiter-node: {error}", err=True)
         sys.exit(1)
@@ -298,15 +315,25 @@ def _default_node_id() -> str:
     return f"{host[:59]}-{secrets.token_hex(2)}"
 
 
-def _configure_log() -> None:
+def _configure_log(parsed: settings.Settings) -> None:
+    is_human = parsed.log_format == "human"
+    ending: tuple[Processor, ...] = (structlog.processors.format_exc_info, _headed, structlog.processors.JSONRenderer())
+    if is_human:
+        ending = (structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if is_human else "iso", utc=not is_human),
+            *ending,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    # In every line: logs of several nodes are often read together.
+    structlog.contextvars.bind_contextvars(node=parsed.node_id)
+
+
+def _headed(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Put first what people look for first."""
+    return {**{name: event.pop(name) for name in ("timestamp", "level", "node", "event") if name in event}, **event}

@@ -53,6 +53,21 @@ def backend_gauges(node: Parts) -> dict[str, Reading]:
             lambda: _ages_s(node),
             label=("backend", "source"),
         ),
+        "limiter_backend_signal_latency_seconds": Reading(
+            "Latency of the backend's answers by the signal that the controller goes by; at the leader only.",
+            lambda: _latencies_s(node),
+            label=("backend", "percentile"),
+        ),
+        "limiter_backend_signal_error_ratio": Reading(
+            "Fraction of the backend's answers that failed or were refused, by the same.",
+            lambda: {name: signal.error_rate for name, signal in node.router.controller.signals.items()},
+            label="backend",
+        ),
+        "limiter_backend_signal_answers_per_second": Reading(
+            "Answers of the backend, by the same.",
+            lambda: {name: signal.throughput for name, signal in node.router.controller.signals.items()},
+            label="backend",
+        ),
     }
 
 
@@ -136,6 +151,14 @@ def _ages_s(node: Parts) -> dict[tuple[str, ...], float]:
     }
 
 
+def _latencies_s(node: Parts) -> dict[tuple[str, ...], float]:
+    return {
+        (name, percentile): latency_ms / 1e3
+        for name, signal in node.router.controller.signals.items()
+        for percentile, latency_ms in (("50", signal.p50_ms), ("90", signal.p90_ms), ("99", signal.p99_ms))
+    }
+
+
 def _by_state(node: Parts) -> dict[tuple[str, ...], float]:
     return {(name, node.engine.backends.state(name)): 1 for name in node.engine.backends.names()}
 
@@ -145,7 +168,7 @@ def _by_backend(node: Parts) -> dict[tuple[str, ...], float]:
         (name, str(priority)): count
         for name, gate in node.engine.backends.gates.items()
         for priority, count in enumerate(gate.admitted)
-        if count
+        if gate.offered[priority]
     }
 
 
@@ -155,7 +178,7 @@ def _by_backend_and_cause(node: Parts) -> dict[tuple[str, ...], float]:
         for name, gate in node.engine.backends.gates.items()
         for cause, counts in _denied(gate).items()
         for priority, count in enumerate(counts)
-        if count
+        if gate.offered[priority]  # a rate needs the 0 that was before the first one
     }
 
 

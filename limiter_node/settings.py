@@ -65,6 +65,8 @@ class Settings:
     drain_timeout_s: float
     on_unknown_rule: str
     max_keys: int
+    log_format: str  # json or human
+    log_checks: float  # fraction of the checks that are told in the log, 0 to 1
 
     @property
     def is_standalone(self) -> bool:
@@ -118,6 +120,8 @@ def parse(options: Mapping[str, Any]) -> Settings:
         drain_timeout_s=options["drain_timeout"],
         on_unknown_rule=options["on_unknown_rule"],
         max_keys=options["max_keys"],
+        log_format=options["log_format"],
+        log_checks=options["log_checks"],
     )
 
 

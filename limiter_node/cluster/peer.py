@@ -154,7 +154,7 @@ class _PeerClient(_FrameProtocol):
         self.is_stranger = False  # another life of the peer: the one that was meant is dead
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._link.broken(self)
+        self._link.broken(self, why=str(exc) if exc else "closed by the peer")
         self.greeted.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
@@ -237,11 +237,11 @@ class PeerLink:
         self._client = client
         self.router.on_up(self._link, self._monotonic_ns())
 
-    def broken(self, client: _PeerClient) -> None:
+    def broken(self, client: _PeerClient, why: str) -> None:
         """The connection is gone: whatever waits for an answer is answered without it."""
         if self._client is client:
             self._client = None
-            log.info("peer disconnected", peer=self.peer_id)
+            log.info("peer disconnected", peer=self.peer_id, why=why)
         elif client is not self._dial:
             return  # of a dial that was given up
         self._down(is_refused=client.is_stranger)
@@ -297,6 +297,6 @@ class PeerLink:
         finally:
             # A dial that is cancelled may have got as far as the hello; uvloop then tells nobody that it closed.
             if self._client is client:
-                self.broken(client)
+                self.broken(client, why="given up")
             if transport is not None:
                 cast("asyncio.Transport", transport).abort()

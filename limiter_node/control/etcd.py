@@ -141,7 +141,7 @@ class EtcdSession:
         self._synced_once = asyncio.Event()
 
         # Of the present connection.
-        self._watching = False
+        self.is_watching = False  # what is told happens now; else a read has found it, of any age
         self._kept = False
         self._live_since_ns: int | None = None  # when both of its loops had begun to work
         self._wake_keeper = asyncio.Event()
@@ -167,7 +167,7 @@ class EtcdSession:
     @property
     def connected(self) -> bool:
         """Whether a watch is live and the last renewal of the lease went well."""
-        return self._watching and self._kept
+        return self.is_watching and self._kept
 
     async def start(self) -> None:
         """Begin, and return at once: an etcd that is down is tried again until it is there."""
@@ -254,7 +254,7 @@ class EtcdSession:
         except* Exception:  # ours or the consumer's bug: say so, and start from a full read
             log.exception("etcd session failed", endpoint=endpoint)
         finally:
-            self._watching = self._kept = False
+            self.is_watching = self._kept = False
             self._link = None
 
     async def _heed_redial(self) -> None:
@@ -336,12 +336,12 @@ class EtcdSession:
                     response = await call.read()
             while not _is_compacted(response):
                 await self._apply(response)
-                self._watching = True
+                self.is_watching = True
                 self._note_live(link)
                 with mapped():
                     response = await call.read()
         finally:
-            self._watching = False
+            self.is_watching = False
             call.cancel()
 
     async def _apply(self, response: Any) -> None:

@@ -91,7 +91,7 @@ def mapped() -> Iterator[None]:
         raise LinkError(f"{exc.code().name}: {exc.details()}", exc.code().name) from exc
     except TimeoutError as exc:
         raise LinkError("no answer within the deadline", "DEADLINE_EXCEEDED") from exc
-    except asyncio.InvalidStateError as exc:  # a write to a stream that has ended meanwhile
+    except (asyncio.InvalidStateError, grpc.aio.InternalError) as exc:  # a write to a stream that has ended meanwhile
         raise LinkError(f"stream ended: {exc}", "UNAVAILABLE") from exc
     except asyncio.CancelledError as exc:
         # gRPC raises this too when it has dropped a call by itself. Nobody cancelled us then, and a task

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Policy, Signal
+from limiter_node.core.adaptive.sketch import LATENCY_MAX_MS
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.errors import BadRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, problems_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MAX_MS)]
 Multiplier = Annotated[float, msgspec.Meta(gt=0, le=1)]
 RATE_MAX = 1e12
 PerSecond = Annotated[float, msgspec.Meta(ge=0, le=RATE_MAX)]
@@ -206,7 +207,12 @@ def parse_health(name: str, document: Any, source: str) -> Signal:
 
 
 def signal(source: str, p50: float, p90: float, p99: float, *, throughput: float, error_rate: float) -> Signal:
-    """A signal of a source that tells quantiles (milliseconds) and no more: the mean of a log-normal with them."""
+    """A signal of a source that tells quantiles (milliseconds) and no more: the mean of a log-normal with them.
+
+    What a page's counters amount to may be absurd: a latency of more than a day counts as a day, as anywhere.
+    """
+    p50, p90, p99 = (min(quantile, LATENCY_MAX_MS) for quantile in (p50, p90, p99))
+    throughput = min(throughput, RATE_MAX)
     sigma = log(p90 / p50) / Z_90 if 0 < p50 < p90 else 0.0
     return Signal(
         source,

@@ -89,7 +89,7 @@ class Engine:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
         verdict = plan.spend(key, check.cost, now_ns)
         if rule.gate is not None and check.cost:
-            verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
+            verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
@@ -107,7 +107,7 @@ class Engine:
             plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
             if rule.gate is not None and check.cost:
-                verdict = pass_gate(plan, rule.gate, check, self.priority_of(rule, plan, check), verdict, now_ns=now_ns)
+                verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
             if self._census.buckets > self.buckets_max:
                 self._make_room(now_ns)
         elif policy == "allow":
@@ -291,6 +291,22 @@ class Engine:
                     return rule.plan_of(entry, written, now_ns)
                 segment = segment or entry.segment
         return rule.default if segment is None else rule.plans.get(segment, rule.default)
+
+    def segment_of(self, check: Check) -> str:
+        """The segment that a check counts under: the one asked for or the key's own, where the rule lists it."""
+        segment = check.segment
+        if segment is None and self.entries.named:
+            entry = self.entries.find(check.key)
+            segment = entry.segment if entry is not None else None
+        if segment is None:
+            return DEFAULT_SEGMENT
+        rule = self.rules.get(check.rule)  # it may be gone by the time another node has decided
+        return segment if rule is not None and segment in rule.plans else DEFAULT_SEGMENT
+
+    def _pass_gate(self, rule: RuleInForce, plan: Plan, check: Check, verdict: Verdict, now_ns: int) -> Verdict:
+        assert rule.gate is not None
+        priority = self.priority_of(rule, plan, check)
+        return pass_gate(plan, rule.gate, check, priority, verdict, now_ns=now_ns, is_shadow=rule.rule.shadow)
 
     def priority_of(self, rule: RuleInForce, plan: Plan, check: Check) -> int:
         """Of the plan's segment; a key with numbers of its own keeps the priority of its segment."""

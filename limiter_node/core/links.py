@@ -49,7 +49,7 @@ class Carrier(Protocol):
 class Forward:
     """A check whose outcome comes later. Who gets it sets `reply` at once; it is never called before that."""
 
-    __slots__ = ("asks_help", "check", "deadline_ns", "expires_ns", "for_peer", "helpers", "reply", "rerouted")
+    __slots__ = ("asks_help", "check", "deadline_ns", "expires_ns", "for_peer", "helpers", "reply", "rerouted", "trace")
     reply: Callable[[Outcome], None]
 
     def __init__(self, check: Check, deadline_ns: int, *, expires_ns: int = 0, for_peer: bool = False) -> None:
@@ -60,6 +60,7 @@ class Forward:
         self.rerouted = False
         self.asks_help = False  # whoever it is sent to need not be the owner
         self.helpers = 0  # nodes asked for help so far
+        self.trace: str | None = None  # a request id, if the check is to be told in the log
 
 
 class Link:

@@ -136,6 +136,8 @@ ENTRY_VALUES_MAX = 2_000
 VALUES_PER_FRAME = 10_000
 """No copy is added to a frame that has so many: with one of 8 full logs more that is 0.25 MB, and 5 ms to take in."""
 BACKENDS_MAX = 1000
+SECONDS_MAX = 300
+FIGURES_BYTES_MAX = 900_000
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -192,13 +194,15 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Checks for a node that the sender, at ring `revision`, believes to own their keys.
 
-    With `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
+    `traces` are the request ids, by index, of the checks that are to be told in the log of whoever decides them. With
+    `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
     """
 
     id: int
     revision: Revision
     checks: Annotated[list[Check], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
     helps: bool = False
+    traces: Annotated[dict[int, ShortText], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -280,6 +284,20 @@ class Gathered(msgspec.Struct, frozen=True, array_like=True, tag=11):
     loads: Annotated[dict[ShortText, Load], msgspec.Meta(max_length=BACKENDS_MAX)]
 
 
-Request = Ask | Ping | Pull | Copies | News | Gather
-Reply = Answer | Pong | Pulled | Ack | News | Gathered
-Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News | Gather | Gathered
+class Look(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Somebody looks at the fleet: what has the receiver to show of itself, and of so many of its last seconds?"""
+
+    id: int
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=SECONDS_MAX)]
+
+
+class Looked(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """What the sender shows, for the `Look` with the same id: `edge.figures.Figures`."""
+
+    id: int
+    figures: Annotated[bytes, msgspec.Meta(max_length=FIGURES_BYTES_MAX)]
+
+
+Request = Ask | Ping | Pull | Copies | News | Gather | Look
+Reply = Answer | Pong | Pulled | Ack | News | Gathered | Looked
+Frame = Hello | Ask | Answer | Ping | Pong | Pull | Pulled | Copies | Ack | News | Gather | Gathered | Look | Looked

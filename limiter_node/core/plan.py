@@ -98,12 +98,16 @@ class Plan(Protocol):
         """Have the key spent at least what an account says; returns whether that is news."""
 
 
-def pass_gate(plan: Plan, gate: Gate, check: Check, priority: int, verdict: Verdict, *, now_ns: int) -> Verdict:
+def pass_gate(
+    plan: Plan, gate: Gate, check: Check, priority: int, verdict: Verdict, *, now_ns: int, is_shadow: bool
+) -> Verdict:
     """Bring the verdict on a check, no peek, before the backend's gate; what it turns away has spent nothing."""
     gate.offer(priority)
     if not verdict.allowed:
+        if is_shadow:
+            gate.overrule()
         return verdict
-    retry_ns = gate.admit(priority, now_ns)
+    retry_ns = gate.admit(priority, now_ns, is_shadow=is_shadow)
     return turned_away(plan, check.key, check.cost, retry_ns, now_ns) if retry_ns else verdict
 
 

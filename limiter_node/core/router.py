@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.keeper import Keeper
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
+from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
     CHECKS_PER_FRAME_MAX,
     Answer,
@@ -28,11 +29,14 @@ from limiter_node.core.model import (
     Check,
     Gather,
     Gathered,
+    Look,
+    Looked,
     NotOwner,
     Op,
     Outcome,
     Reply,
     Request,
+    Result,
     Unreachable,
 )
 from limiter_node.core.ring import Ring
@@ -56,7 +60,7 @@ class Router:
     """Answers checks on any key of the fleet.
 
     `node_id` is this node's; `peer_timeout_ns` the deadline of one hop; `replication_ns` the longest time that a change
-    waits; `open_link` begins to carry a link's frames.
+    waits; `open_link` begins to carry a link's frames; `tell` is the lookout's, `on_traced` the service's.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Router:
         open_link: Callable[[Link], Carrier],
         replication_ns: int = 0,
         on_ring: Callable[[Ring], None] = lambda _: None,
+        tell: Callable[[int], bytes] = lambda _: b"",
+        on_traced: Callable[[Check, str, Result], None] = lambda *_: None,
     ) -> None:
         self.node_id = node_id
         self.boot = boot  # names this life of the node
@@ -84,6 +90,7 @@ class Router:
             set_ring=on_ring,
         )
         self.controller = Controller(node_id, engine.backends)
+        self.lookout = Lookout(tell)
         self.forwarded = 0
         self.rerouted = 0
         self.helped = 0  # forwards that went to another node than the owner
@@ -91,7 +98,7 @@ class Router:
         self.fenced = 0  # and of this node's own, while it may not decide
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
-        self._service = Service(self, peer_timeout_ns)
+        self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
         self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
@@ -208,8 +215,10 @@ class Router:
                 if batch := [forward for forward in forwards if forward.asks_help is helps]:
                     self._next_id += 1
                     link.pending[self._next_id] = batch
-                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps))
-        return requests + self.keeper.flush(link, now_ns) + self.controller.frames(link.peer.id)
+                    traces = {index: forward.trace for index, forward in enumerate(batch) if forward.trace}
+                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps, traces))
+        requests += self.keeper.flush(link, now_ns)
+        return requests + self.controller.frames(link.peer.id) + self.lookout.frames(link.peer.id)
 
     def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
         """Answer a frame of a peer."""
@@ -218,6 +227,8 @@ class Router:
             self._service.on_ask(request, now_ns, respond)
         elif isinstance(request, Gather):
             respond(self.controller.answer(request, now_ns))
+        elif isinstance(request, Look):
+            respond(self.lookout.answer(request))
         else:
             self.keeper.on_request(name, request, now_ns, respond)
 
@@ -230,6 +241,8 @@ class Router:
             self._on_answer(link, reply, now_ns)
         elif isinstance(reply, Gathered):
             self.controller.hear(link.peer.id, reply, now_ns)
+        elif isinstance(reply, Looked):
+            self.lookout.hear(link.peer.id, reply)
         else:
             self.keeper.on_reply(link, reply, now_ns)
             self._settle(now_ns)
@@ -301,8 +314,15 @@ class Router:
 
     def gather(self, now_ns: int) -> None:
         """As the leader: ask all nodes that can be reached what they know of the backends."""
+        self._ask_all(lambda peers: self.controller.ask(peers, now_ns))
+
+    def look(self, seconds: int) -> None:
+        """Ask all nodes that can be reached what they show of themselves, and of so many of their last seconds."""
+        self._ask_all(lambda peers: self.lookout.ask(peers, seconds))
+
+    def _ask_all(self, ask: Callable[[set[str]], None]) -> None:
         links = [link for link in self.links.values() if link.state is LinkState.UP]
-        self.controller.ask({link.peer.id for link in links}, now_ns)
+        ask({link.peer.id for link in links})
         for link in links:
             link.carrier.wake()
 

@@ -40,10 +40,16 @@ class Ways(Protocol):
 
 
 class Service:
-    """Answers the asks of peers."""
+    """Answers the asks of peers. `on_traced` gets what came of each check that has a request id, with that."""
 
-    def __init__(self, router: Ways, peer_timeout_ns: int) -> None:
+    def __init__(
+        self,
+        router: Ways,
+        peer_timeout_ns: int,
+        on_traced: Callable[[Check, str, Result], None] = lambda *_: None,
+    ) -> None:
         self._router = router
+        self._on_traced = on_traced
         self._peer_timeout_ns = peer_timeout_ns
         self._parked: deque[tuple[int, Ask, Callable[[Reply], None]]] = deque()
 
@@ -70,9 +76,16 @@ class Service:
 
     def _respond(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
         def done(results: list[Result]) -> None:
+            for index, trace in ask.traces.items():
+                if 0 <= index < len(results):
+                    self._on_traced(ask.checks[index], trace, results[index])
             respond(Answer(ask.id, self._router.ring.revision, results))
 
         results = [self._serve(check, now_ns, helps=ask.helps) for check in ask.checks]
+        for index, trace in ask.traces.items():
+            result = results[index] if 0 <= index < len(results) else None
+            if isinstance(result, Forward):
+                result.trace = trace  # it may have to go on to another node
         if any(isinstance(result, Forward) for result in results):
             LateResults(results, done)
         else:

@@ -7,6 +7,8 @@ to its owner as a check would be.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -15,18 +17,39 @@ from aiohttp import web
 
 from limiter_node import clock
 from limiter_node.core.links import Forward
-from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule
+from limiter_node.core.model import Bucket, Check, Explanation, Forgotten, Op, Outcome, UnknownRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
-from limiter_node.edge.answers import Problem, limit_document, problem_document
+from limiter_node.edge.answers import Problem, explanation_json, limit_document, problem_document
+from limiter_node.edge.fleet_feed import Feed, TooManyWatchers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.router import Router
+    from limiter_node.edge.figures import Figures
     from limiter_node.edge.metrics import Exposition
 
 KEYS_PATH = "/v1/keys/"
+EXPLAIN_PATH = "/v1/explain/"
+
+PAGE_FILES = {
+    "index.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "uPlot.iife.min.js": "text/javascript",
+    "uPlot.min.css": "text/css",
+    "uPlot.LICENSE": "text/plain",
+}
+PAGE_HEADERS = {
+    # Nothing from elsewhere, nothing inline: whatever a client key holds, it is no script here.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class NodeView(Protocol):
@@ -47,6 +70,9 @@ class NodeView(Protocol):
     def describe(self) -> dict[str, Any]:
         """The document of `GET /v1/status`."""
 
+    def figures(self, seconds: int) -> Figures:
+        """What the dashboard shows of this node, with so many of its last seconds."""
+
 
 class AdminApi:
     """Serves the admin paths of a node."""
@@ -54,6 +80,7 @@ class AdminApi:
     def __init__(self, node: NodeView, metrics: Exposition) -> None:
         self._node = node
         self._metrics = metrics
+        self._feed = Feed(node)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -64,10 +91,15 @@ class AdminApi:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._get_metrics),
+                web.get("/", self._page),
+                web.get("/dashboard/{name}", self._page),
+                web.get("/v1/fleet", self._fleet),
+                web.get("/v1/fleet/events", self._fleet_events),
                 web.get("/v1/status", self._status),
                 web.get("/v1/rules", self._rules),
                 web.get("/v1/owner", self._owner),
                 web.get(KEYS_PATH + "{rule}/{key:.*}", self._inspect),
+                web.get(EXPLAIN_PATH + "{rule}/{key:.*}", self._explain),
                 web.delete(KEYS_PATH + "{rule}/{key:.*}", self._forget),
             ]
         )
@@ -79,6 +111,7 @@ class AdminApi:
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
+        await self._feed.stop()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -99,6 +132,31 @@ class AdminApi:
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self._node.describe())
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", "index.html")
+        if name not in PAGE_FILES:
+            raise web.HTTPNotFound
+        body = files("limiter_node.edge.dashboard").joinpath(name).read_bytes()
+        return web.Response(body=body, content_type=PAGE_FILES[name], charset="utf-8", headers=PAGE_HEADERS)
+
+    async def _fleet(self, request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(await self._feed.look(1)), content_type="application/json")
+
+    async def _fleet_events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events, one a second, for as long as the client reads."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        try:
+            async with aclosing(self._feed.watch()) as events:
+                async for event in events:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await response.write(b"data: " + event + b"\n\n")
+        except TooManyWatchers:
+            raise Problem(503, "as many watch already as can be told", headers="Retry-After: 1\r\n") from None
+        except ConnectionResetError:
+            pass  # the page was closed
+        return response
 
     async def _rules(self, request: web.Request) -> web.Response:
         rules = {name: rule.rule.describe() for name, rule in sorted(self._node.engine.rules.items())}
@@ -133,6 +191,16 @@ class AdminApi:
             }
         )
 
+    async def _explain(self, request: web.Request) -> web.Response:
+        rule, key = _rule_and_key(request, EXPLAIN_PATH)
+        check = Check(rule, key, op=Op.EXPLAIN)
+        outcome = await self._ask(check)
+        if not isinstance(outcome, Explanation):
+            raise _no_bucket(rule, outcome)
+        ring = self._node.router.ring
+        body = explanation_json(outcome, check, ring.owner(key), ring.replica(key))
+        return web.Response(text=body, content_type="application/json")
+
     async def _forget(self, request: web.Request) -> web.Response:
         rule, key = _rule_and_key(request)
         outcome = await self._ask(Check(rule, key, op=Op.FORGET))
@@ -155,9 +223,9 @@ def _no_bucket(rule: str, outcome: Outcome) -> Problem:
     return Problem(503, "the owner of the key cannot be reached", headers="Retry-After: 1\r\n")
 
 
-def _rule_and_key(request: web.Request) -> tuple[str, str]:
+def _rule_and_key(request: web.Request, path: str = KEYS_PATH) -> tuple[str, str]:
     """From the path as sent, for a key may hold an encoded slash."""
-    rule, _, key = request.rel_url.raw_path.removeprefix(KEYS_PATH).partition("/")
+    rule, _, key = request.rel_url.raw_path.removeprefix(path).partition("/")
     rule = _decoded(rule)
     if not is_name(rule):
         raise Problem(400, f"rule: {rule!r} is not allowed; allowed: {NAME_ALLOWED}")

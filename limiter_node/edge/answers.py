@@ -12,7 +12,7 @@ import msgspec
 if TYPE_CHECKING:
     from limiter_node.core.model import Check, Explanation, LimitVerdict, Verdict
     from limiter_node.core.plan import Grant
-    from limiter_node.edge.metrics import RuleCounters
+    from limiter_node.edge.tally import Series
 
 NS = 1_000_000_000
 
@@ -198,13 +198,13 @@ class UsualAnswers:
         "_result",
         "_result_grant",
         "_result_start",
-        "counters",
         "rule",
+        "series",
     )
 
-    def __init__(self, rule: str, counters: RuleCounters) -> None:
+    def __init__(self, rule: str, series: Series) -> None:
         self.rule = rule
-        self.counters = counters
+        self.series = series
         self._numbers = 0, 0
         self._date = ""
         self._grant: Grant | None = None  # what `_answer` is for

@@ -44,6 +44,7 @@ from limiter_node.edge.requests import (
     require_json,
     to_check,
 )
+from limiter_node.edge.tally import FORWARDED, LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,10 @@ if TYPE_CHECKING:
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
-    from limiter_node.edge.metrics import Counters
+    from limiter_node.edge.tally import Tally
+
+    About = tuple[Check, int, HttpConnection, str, int]
+    """A request that waits: check, status of a denial, connection, header line of the answer, when it was read (ns)."""
 
 
 class CheckApi:
@@ -60,11 +64,11 @@ class CheckApi:
     `is_answering` is set once rules and ring are known: a node that still takes over its keys finds out what it must.
     """
 
-    def __init__(self, router: Router, counters: Counters, *, on_unknown_rule: str) -> None:
+    def __init__(self, router: Router, tally: Tally, *, on_unknown_rule: str) -> None:
         self.is_answering = False
         self.router = router
         self._engine = router.engine
-        self._counters = counters
+        self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.shortcut = Shortcut(router).check
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
@@ -105,11 +109,16 @@ class CheckApi:
             return self._other_plain_get(text, request, slot)
         outcome = self.shortcut(usual.rule, key, request.now_ns)
         if isinstance(outcome, tuple):
-            usual.counters.allowed += 1
+            usual.series.allowed += 1
+            picks = self.tally.allowed_picks
+            picks.left -= 1
+            if not picks.left:
+                self.tally.look(picks, usual.rule, key, request.now_ns)
             return usual.answer(outcome, request.date)
         if outcome is None:
             return self._check(Check(usual.rule, key), 429, request, slot)
-        return self._tell(usual.rule, 429, request, slot, outcome)
+        check = outcome.check if type(outcome) is Forward else Check(usual.rule, key)
+        return self._tell(check, 429, request, slot, outcome)
 
     def _other_plain_get(self, text: str, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         match = match_plain_get(text)
@@ -123,7 +132,7 @@ class CheckApi:
         if len(self.usual) >= len(self._engine.rules):
             self.usual.clear()  # some rules are gone
             self._by_start.clear()
-        self.usual[rule] = self._by_start[PLAIN_GET + rule] = UsualAnswers(rule, self._counters.of(rule))
+        self.usual[rule] = self._by_start[PLAIN_GET + rule] = UsualAnswers(rule, self.tally.of(rule))
 
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """Pass a check to the router, unless it is known that it cannot be decided."""
@@ -137,17 +146,17 @@ class CheckApi:
             return bad_field("segment", f"{segment!r} is not allowed")
         return self.router.check(check, now_ns)
 
-    def judge(self, rule: str, outcome: Outcome | Problem) -> Verdict | Problem:
+    def judge(self, check: Check, outcome: Outcome | Problem, began_ns: int, path: str) -> Verdict | Problem:
         """What an outcome means to the caller; counts it."""
         if not isinstance(outcome, Verdict):
             if isinstance(outcome, Problem):
                 return outcome
-            self._counters.unknown_rule += 1
+            self.tally.unknown_rule += 1
             if self._on_unknown_rule == "error":
-                return Problem(404, f"rule: {rule!r} does not exist", title="unknown rule")
+                return Problem(404, f"rule: {check.rule!r} does not exist", title="unknown rule")
             allowed = self._on_unknown_rule == "allow"
             return Verdict(allowed, 0, 0, 0, 0 if allowed else NEVER, 0)
-        self._counters.count(rule, outcome)
+        self.tally.count(check, outcome, began_ns, path)
         return outcome
 
     def _get_check(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
@@ -169,46 +178,44 @@ class CheckApi:
         if usual is not None and not request.connection_header and body.is_usual():
             outcome = self.shortcut(body.rule, body.key, request.now_ns)
             if isinstance(outcome, tuple):
-                usual.counters.allowed += 1
+                usual.series.allowed += 1
+                picks = self.tally.allowed_picks
+                picks.left -= 1
+                if not picks.left:
+                    self.tally.look(picks, body.rule, body.key, request.now_ns)
                 return usual.answer(outcome, request.date)
             if outcome is not None:
-                return self._tell(body.rule, 429, request, slot, outcome)
+                return self._tell(to_check(body), 429, request, slot, outcome)
         return self._check(to_check(body), 429, request, slot)
 
     def _check(self, check: Check, deny_status: int, request: HttpConnection, slot: Slot) -> bytes | None:
-        return self._tell(check.rule, deny_status, request, slot, self.ask(check, request.now_ns))
+        return self._tell(check, deny_status, request, slot, self.ask(check, request.now_ns))
 
     def _tell(
-        self, rule: str, deny_status: int, request: HttpConnection, slot: Slot, outcome: Outcome | Forward | Problem
+        self, check: Check, deny_status: int, request: HttpConnection, slot: Slot, outcome: Outcome | Forward | Problem
     ) -> bytes | None:
         """Answer with the outcome, now or when it comes."""
-        about = rule, deny_status, request, request.connection_header
+        about = check, deny_status, request, request.connection_header, request.now_ns
         if isinstance(outcome, Forward):
             outcome.reply = partial(self._tell_late, slot, about)
             return None
-        return self._answer(*about, outcome)
+        return self._answer(about, LOCAL, outcome)
 
-    def _tell_late(self, slot: Slot, about: tuple[str, int, HttpConnection, str], outcome: Outcome) -> None:
-        slot.fill(self._answer(*about, outcome))
+    def _tell_late(self, slot: Slot, about: About, outcome: Outcome) -> None:
+        slot.fill(self._answer(about, FORWARDED, outcome))
 
-    def _answer(
-        self,
-        rule: str,
-        deny_status: int,
-        request: HttpConnection,
-        connection: str,
-        outcome: Outcome | Problem,
-    ) -> bytes:
-        if type(outcome) is Verdict and not connection:
-            grant = usual_grant(outcome)
-            usual = self.usual.get(rule)
-            if grant is not None and usual is not None:
-                usual.counters.allowed += 1
-                return usual.answer(grant, request.date)
-        verdict = self.judge(rule, outcome)
+    def _answer(self, about: About, path: str, outcome: Outcome | Problem) -> bytes:
+        check, deny_status, request, connection, began_ns = about
+        verdict = self.judge(check, outcome, began_ns, path)
         if isinstance(verdict, Problem):
+            self.tally.count_problem(verdict.status)
             return problem_answer(verdict, request.date, connection)
-        return verdict_answer(rule, verdict, deny_status, request.date, connection)
+        if not connection:
+            grant = usual_grant(verdict)
+            usual = self.usual.get(check.rule)
+            if grant is not None and usual is not None:
+                return usual.answer(grant, request.date)
+        return verdict_answer(check.rule, verdict, deny_status, request.date, connection)
 
     def _post_batch(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
@@ -246,54 +253,59 @@ class _Batch:
         self._slot = slot
         self._results = [""] * len(bodies)
         self._missing = 0
+        self._began_ns = request.now_ns
 
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
-        api, now_ns, results = self._api, self._request.now_ns, self._results
-        shortcut, usual_of = api.shortcut, api.usual.get
+        api, now_ns, results = self._api, self._began_ns, self._results
+        shortcut, usual_of, picks = api.shortcut, api.usual.get, api.tally.allowed_picks
         for index, body in enumerate(self._bodies):
             if type(body) is CheckBody and body.is_usual() and (usual := usual_of(body.rule)) is not None:
                 outcome = shortcut(body.rule, body.key, now_ns)
                 if isinstance(outcome, tuple):
-                    usual.counters.allowed += 1
+                    usual.series.allowed += 1
+                    picks.left -= 1
+                    if not picks.left:
+                        api.tally.look(picks, body.rule, body.key, now_ns)
                     results[index] = usual.result(outcome)
                     continue
                 if outcome is not None:
-                    self._take(index, body.rule, outcome)
+                    self._take(index, to_check(body), outcome)
                     continue
             check = check_or_problem(body)
             if isinstance(check, Problem):
-                self._put(index, "", check)
+                self._put_problem(index, check)
             else:
-                self._take(index, check.rule, api.ask(check, now_ns))
+                self._take(index, check, api.ask(check, now_ns))
         return None if self._missing else self._answer()
 
-    def _take(self, index: int, rule: str, outcome: Outcome | Forward | Problem) -> None:
+    def _take(self, index: int, check: Check, outcome: Outcome | Forward | Problem) -> None:
         if isinstance(outcome, Forward):
             self._missing += 1
-            outcome.reply = partial(self._late, index, rule)
+            outcome.reply = partial(self._late, index, check)
         else:
-            self._put(index, rule, outcome)
+            self._put(index, check, LOCAL, outcome)
 
-    def _late(self, index: int, rule: str, outcome: Outcome) -> None:
-        self._put(index, rule, outcome)
+    def _late(self, index: int, check: Check, outcome: Outcome) -> None:
+        self._put(index, check, FORWARDED, outcome)
         self._missing -= 1
         if not self._missing:
             self._slot.fill(self._answer())
 
-    def _put(self, index: int, rule: str, outcome: Outcome | Problem) -> None:
-        if type(outcome) is Verdict:
-            grant = usual_grant(outcome)
-            usual = self._api.usual.get(rule)
-            if grant is not None and usual is not None:
-                usual.counters.allowed += 1
-                self._results[index] = usual.result(grant)
-                return
-        verdict = self._api.judge(rule, outcome)
+    def _put(self, index: int, check: Check, path: str, outcome: Outcome | Problem) -> None:
+        verdict = self._api.judge(check, outcome, self._began_ns, path)
         if isinstance(verdict, Problem):
-            self._results[index] = msgspec.json.encode({"error": verdict.document()}).decode()
+            self._put_problem(index, verdict)
+            return
+        grant = usual_grant(verdict)
+        usual = self._api.usual.get(check.rule)
+        if grant is not None and usual is not None:
+            self._results[index] = usual.result(grant)
         else:
-            self._results[index] = verdict_json(rule, verdict)
+            self._results[index] = verdict_json(check.rule, verdict)
+
+    def _put_problem(self, index: int, problem: Problem) -> None:
+        self._results[index] = msgspec.json.encode({"error": problem.document()}).decode()
 
     def _answer(self) -> bytes:
         body = f'{{"results":[{",".join(self._results)}]}}'.encode()

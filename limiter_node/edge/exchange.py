@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from limiter_node.edge.answers import Problem
     from limiter_node.edge.http import HttpConnection
 
 
@@ -31,6 +32,9 @@ class Server(Protocol):
 
     def was_answered(self, connection: HttpConnection) -> None:
         """Have the connection `flush`, later in this pass of the loop."""
+
+    def problem_answer(self, problem: Problem, connection_header: str) -> bytes:
+        """The answer to what is no good; counts it."""
 
 
 class Slot:

@@ -13,6 +13,7 @@ from limiter_node.core.explain import explain
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Explanation, Op, Outcome, Verdict
 from limiter_node.edge.answers import Problem, explanation_json, problem_answer, verdict_answer
+from limiter_node.edge.tally import FORWARDED, LOCAL
 
 if TYPE_CHECKING:
     from limiter_node.core.model import Check
@@ -29,7 +30,7 @@ class Judge(Protocol):
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """Pass a check to the router, unless it is known that it cannot be decided."""
 
-    def judge(self, rule: str, outcome: Outcome | Problem) -> Verdict | Problem:
+    def judge(self, check: Check, outcome: Outcome | Problem, began_ns: int, path: str) -> Verdict | Problem:
         """What an outcome means to the caller; counts it."""
 
 
@@ -43,12 +44,14 @@ class ExplainedCheck:
         self._request = request
         self._connection_header = request.connection_header
         self._slot = slot
+        self._began_ns = request.now_ns
+        self._path = LOCAL
         self._outcomes: dict[Op, Outcome | Problem] = {}
 
     def ask(self) -> bytes | None:
         """Ask both questions; returns the answer when no other node is needed for it."""
-        for op in (Op.CHECK, Op.EXPLAIN):
-            outcome = self._api.ask(replace(self._check, op=op), self._request.now_ns)
+        for op, check in ((Op.CHECK, self._check), (Op.EXPLAIN, replace(self._check, op=Op.EXPLAIN))):
+            outcome = self._api.ask(check, self._began_ns)
             if isinstance(outcome, Forward):
                 outcome.reply = lambda late, op=op: self._late(op, late)  # type: ignore[misc]
             else:
@@ -57,12 +60,13 @@ class ExplainedCheck:
 
     def _late(self, op: Op, outcome: Outcome) -> None:
         self._outcomes[op] = outcome
+        self._path = FORWARDED
         if len(self._outcomes) == 2:
             self._slot.fill(self._answer())
 
     def _answer(self) -> bytes:
         check, date, connection = self._check, self._request.date, self._connection_header
-        verdict = self._api.judge(check.rule, self._outcomes[Op.CHECK])
+        verdict = self._api.judge(check, self._outcomes[Op.CHECK], self._began_ns, self._path)
         if isinstance(verdict, Problem):
             return problem_answer(verdict, date, connection)
         return verdict_answer(check.rule, verdict, self._deny_status, date, connection, explanation=self._explanation())
@@ -73,7 +77,7 @@ class ExplainedCheck:
         told: Outcome | Problem = self._outcomes[Op.EXPLAIN]
         if not isinstance(told, Explanation):
             told = explain(
-                router.engine, router.node_id, check, self._request.now_ns, alone_of=max(1, len(router.ring.members))
+                router.engine, router.node_id, check, self._began_ns, alone_of=max(1, len(router.ring.members))
             )
         if not isinstance(told, Explanation):
             return "null"  # a rule that nobody knows

@@ -20,7 +20,7 @@ import structlog
 
 from limiter_node import clock
 from limiter_node.edge import limits
-from limiter_node.edge.answers import Problem, problem_answer
+from limiter_node.edge.answers import Problem
 from limiter_node.edge.exchange import Slot
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class HttpConnection(asyncio.Protocol):
         self.method = b""
         self.target = b""  # as sent: path and query
         self.content_type: bytes | None = None
+        self.request_id: bytes | None = None  # the header X-Request-Id
         self.body = b""
         self.connection_header = ""  # the header line that the answer has to carry
         self._server = server
@@ -63,7 +64,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _reset_request(self) -> None:
         self.target = b""
-        self.content_type = None
+        self.content_type = self.request_id = None
         self.body = b""
         self._head_bytes = 0  # of whole headers
         self._raw_bytes = 0  # of all reads that brought nothing but this request
@@ -253,6 +254,8 @@ class HttpConnection(asyncio.Protocol):
                 self._connection = value if self._connection is None else self._connection + b", " + value
             case 12 if name.lower() == b"content-type":
                 self.content_type = value
+            case 12 if name.lower() == b"x-request-id":
+                self.request_id = value
             case 14 if name.lower() == b"content-length":
                 self._content_length = int(value)  # the parser has made sure that it is digits
             case 17:
@@ -322,7 +325,7 @@ class HttpConnection(asyncio.Protocol):
         return self._problem_answer(Problem(500, "the node made an error; its log has it"))
 
     def _problem_answer(self, problem: Problem) -> bytes:
-        answer = problem_answer(problem, self._server.date, self.connection_header)
+        answer = self._server.problem_answer(problem, self.connection_header)
         return answer[: answer.index(b"\r\n\r\n") + 4] if self.method == b"HEAD" else answer
 
     def _refuse(self, problem: Problem) -> None:
@@ -336,7 +339,7 @@ class HttpConnection(asyncio.Protocol):
             self._enqueue(b"", closes=True)
             return
         line = "Connection: close\r\n" if problem.closes else ""
-        self._enqueue(problem_answer(problem, self._server.date, line), closes=problem.closes)
+        self._enqueue(self._server.problem_answer(problem, line), closes=problem.closes)
 
     def _enqueue(self, answer: bytes, *, closes: bool = False) -> None:
         if self._queue or closes:

@@ -14,17 +14,22 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from limiter_node import clock
+from limiter_node.edge.answers import problem_answer
 from limiter_node.edge.http import HttpConnection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limiter_node.edge.answers import Problem
     from limiter_node.edge.exchange import Application
 
 
 class HttpServer:
     """Listens, keeps the connections, and ends them: gently (`is_draining`), then all of them."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, count_problem: Callable[[int], None] = lambda _: None) -> None:
         self.app = app
+        self._count_problem = count_problem
         self.connections: set[HttpConnection] = set()
         self.is_draining = False
         self.date = _date_header()  # a second old at most
@@ -66,6 +71,11 @@ class HttpServer:
         if not self._reads and not self._answered:
             self._loop.call_soon(self._answer)
         self._answered.append(connection)
+
+    def problem_answer(self, problem: Problem, connection_header: str) -> bytes:
+        """The answer to what is no good; counts it."""
+        self._count_problem(problem.status)
+        return problem_answer(problem, self.date, connection_header)
 
     def _answer(self) -> None:
         reads, self._reads = self._reads, []

@@ -1,60 +1,19 @@
-"""What the node counts, and how Prometheus reads it.
-
-The check path adds to plain integers; a collector turns them into metric families only when it is scraped.
-"""
+"""How Prometheus reads a node: plain numbers are turned into metric families only when they are scraped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from limiter_node.core.model import Verdict
-
-
-class RuleCounters:
-    """Checks answered by this node under one rule, whoever decided them."""
-
-    __slots__ = ("allowed", "degraded", "denied", "shadow_denied")
-
-    def __init__(self) -> None:
-        self.allowed = 0
-        self.denied = 0
-        self.shadow_denied = 0
-        self.degraded = 0
-
-
-class Counters:
-    """All counters of the check path."""
-
-    def __init__(self) -> None:
-        self.rules: dict[str, RuleCounters] = {}
-        self.unknown_rule = 0
-
-    def of(self, rule: str) -> RuleCounters:
-        """The counters of a rule that exists."""
-        counters = self.rules.get(rule)
-        if counters is None:
-            counters = self.rules[rule] = RuleCounters()
-        return counters
-
-    def count(self, rule: str, verdict: Verdict) -> None:
-        """Count one verdict under a rule that exists."""
-        counters = self.of(rule)
-        if not verdict.allowed:
-            counters.denied += 1
-        elif verdict.would_allow is False:
-            counters.shadow_denied += 1
-        else:
-            counters.allowed += 1
-        if verdict.degraded:
-            counters.degraded += 1
+    from limiter_node.edge.tally import Histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +42,36 @@ class Reading:
         return (self.label,) if isinstance(self.label, str) else self.label
 
 
+@dataclass(frozen=True, slots=True)
+class HistogramReading:
+    """Histograms that are read when they are scraped, one for each value of the labels."""
+
+    text: str
+    read: Callable[[], Mapping[tuple[str, ...], Histogram]]
+    labels: tuple[str, ...] = ()
+
+    def add_to(self, family: HistogramMetricFamily) -> Metric:
+        """Put in what is read now; Prometheus' buckets hold all that is within their bound."""
+        for values, histogram in self.read().items():
+            names = (*(str(bound_s) for bound_s in histogram.bounds_s), "+Inf")
+            buckets = list(zip(names, accumulate(histogram.counts), strict=True))
+            family.add_metric(values, buckets, histogram.sum_s)
+        return family
+
+
 class Exposition:
     """Prometheus' text format of a node's numbers, read at the moment of a scrape.
 
-    `gauges` and `totals` are {metric name: reading}. It has a registry of its own, so that several nodes can live in
-    one process.
+    `gauges`, `totals` and `histograms` are {metric name: reading}. It has a registry of its own, so that several nodes
+    can live in one process.
     """
 
-    def __init__(self, counters: Counters, *, gauges: dict[str, Reading], totals: dict[str, Reading]) -> None:
-        self._counters = counters
+    def __init__(
+        self, *, gauges: dict[str, Reading], totals: dict[str, Reading], histograms: dict[str, HistogramReading]
+    ) -> None:
         self._gauges = gauges
         self._totals = totals
+        self._histograms = histograms
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -104,23 +82,8 @@ class Exposition:
 
     def collect(self) -> Iterable[Metric]:
         """The metric families as they stand (prometheus-client's collector interface)."""
-        checks = CounterMetricFamily(
-            "limiter_checks",
-            "Checks answered by this node, whoever owned the key.",
-            labels=("rule", "verdict"),
-        )
-        degraded = CounterMetricFamily(
-            "limiter_degraded",
-            "Degraded answers, whoever made them; see limiter_degraded_verdicts for the reasons.",
-            labels=("rule",),
-        )
-        for rule, counters in self._counters.rules.items():
-            checks.add_metric((rule, "allowed"), counters.allowed)
-            checks.add_metric((rule, "denied"), counters.denied)
-            checks.add_metric((rule, "shadow_denied"), counters.shadow_denied)
-            degraded.add_metric((rule,), counters.degraded)
-        yield checks
-        yield degraded
         for kind, readings in ((CounterMetricFamily, self._totals), (GaugeMetricFamily, self._gauges)):
             for name, reading in readings.items():
                 yield reading.add_to(kind(name, reading.text, labels=reading.labels))
+        for name, histogram in self._histograms.items():
+            yield histogram.add_to(HistogramMetricFamily(name, histogram.text, labels=histogram.labels))

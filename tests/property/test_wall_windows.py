@@ -134,6 +134,8 @@ def test_what_was_granted_in_a_window_that_is_over_here_counts_nothing() -> None
 
 def test_a_key_whose_last_owner_was_ahead_goes_on_in_the_next_window() -> None:
     assert told(node_at(0), node_at(-SECOND_NS), 4) == (4, 61 * SECOND_NS)
+    node = node_at(-SECOND_NS)
+    assert not node.is_past(node.horizon(0), 61 * SECOND_NS - 1)
 
 
 @pytest.mark.parametrize("off_ns", [-86_400 * SECOND_NS, -61 * SECOND_NS, 120 * SECOND_NS, 86_400 * SECOND_NS])

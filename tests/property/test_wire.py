@@ -16,6 +16,7 @@ from limiter_node.core.model import (
     CHECKS_PER_FRAME_MAX,
     COST_MAX,
     NEVER,
+    SECONDS_MAX,
     Answer,
     Ask,
     Bucket,
@@ -23,6 +24,8 @@ from limiter_node.core.model import (
     Forgotten,
     Frame,
     Hello,
+    Look,
+    Looked,
     NotOwner,
     Op,
     UnknownRule,
@@ -64,6 +67,8 @@ frames = st.one_of(
     st.builds(Hello, names, st.integers(0, 100)),
     st.builds(Ask, ids, ids, st.lists(checks, max_size=8)),
     st.builds(Answer, ids, ids, st.lists(results, max_size=8)),
+    st.builds(Look, ids, st.integers(0, SECONDS_MAX)),
+    st.builds(Looked, ids, st.binary(max_size=200)),
 )
 
 
@@ -96,7 +101,7 @@ def test_frames_come_out_byte_by_byte_each_as_soon_as_it_is_whole(sent: list[Fra
 def read_or_refused(data: bytes, cuts: list[int] | None = None) -> None:
     try:
         for frame in decoded(data, cuts):
-            assert isinstance(frame, Hello | Ask | Answer)
+            assert isinstance(frame, Hello | Ask | Answer | Look | Looked)
     except BadMessage:
         pass
 

@@ -158,6 +158,8 @@ class SimLink:
     def broken(self, end: AskingEnd) -> None:
         if self._end is end:
             self._end = None
+        elif end.side is not self._side:
+            return  # of a dial that was given up
         # What a machine that was frozen closes when it wakes may have been of a life of this one that is over.
         if not self._is_closed and self.node.lives == self._life:
             self._down(is_refused=end.is_stranger)
@@ -210,7 +212,7 @@ class SimLink:
         self._pause = self.node.later(round(pause_s * NS_PER_S), self._lane, self._dial)
 
     def _dial(self) -> None:
-        self._pause = None
+        self._pause = self._side = None
         if self._is_closed:
             return
         self._began_ns = self.node.now_ns

@@ -18,7 +18,7 @@ from limiter_node.edge.answers import (
     verdict_answer,
     verdict_json,
 )
-from limiter_node.edge.metrics import RuleCounters
+from limiter_node.edge.tally import Series
 
 S = 1_000_000_000
 ALLOWED = Verdict(True, 200, 199, S // 100, 0, 2)
@@ -171,7 +171,7 @@ def test_a_json_body_is_a_200() -> None:
 
 
 def test_the_usual_answers_are_byte_for_byte_those_of_a_verdict() -> None:
-    usual = UsualAnswers("api", RuleCounters())
+    usual = UsualAnswers("api", Series("api", "default"))
     later = DATE.replace("00:00:00", "00:00:01")
     for limit, window_s, remaining, reset_ns, date in (
         (200, 2, 199, S // 100, DATE),

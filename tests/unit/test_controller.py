@@ -25,7 +25,7 @@ from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Poli
 from limiter_node.core.adaptive.law import Law
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.adaptive.sketch import Sketch
-from limiter_node.core.backends import Backend, Record, parse_record, record_json
+from limiter_node.core.backends import Backend, Poll, Record, parse_record, record_json
 from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:
@@ -206,6 +206,18 @@ def test_a_leader_heeds_none_of_a_lower_term_either() -> None:
     assert fleet.leader.controller.answer(Gather(1, 6, {}), fleet.now_ns) == Gathered(1, {})
 
 
+def test_after_etcd_was_wiped_a_leader_of_a_lower_term_is_heeded() -> None:
+    node = Fleet("a", "b", term=900).nodes["b"]
+    node.controller.answer(Gather(1, 900, {}), NS)
+    node.controller.see_election(5)
+    node.work(10, NS)
+    assert node.controller.answer(Gather(2, 4, {}), 2 * NS) == Gathered(2, {})
+    assert node.controller.answer(Gather(3, 5, {}), 2 * NS).loads[NAME].completed == 10
+    # An election as any other takes nothing back.
+    node.controller.see_election(17)
+    assert node.controller.answer(Gather(4, 4, {}), 3 * NS) == Gathered(4, {})
+
+
 def test_who_does_not_lead_takes_no_answers_and_asks_nobody(told: Told) -> None:
     fleet = Fleet("a", "b")
     controller = fleet.leader.controller
@@ -383,6 +395,16 @@ def test_what_was_said_too_long_ago_is_not_told_to_the_law(told: Told, source: s
     assert [told and told.source for told in told.signals] == [source] * (FRESH_NS // NS) + [None] * 2
 
 
+def test_a_slow_poll_holds_until_the_next_but_one(told: Told) -> None:
+    fleet = Fleet("a")
+    poll = Poll("http://orders/health", "json", 10.0, None, None, None)
+    fleet.leader.backends.set_entry(NAME, Backend(Policy(slo_ms=250), poll=poll), 0)
+    fleet.leader.controller.polled(NAME, signal("poll"), 0)
+    for _ in range(27):
+        fleet.tick()
+    assert [told and told.source for told in told.signals] == ["poll"] * 25 + [None] * 2
+
+
 def test_a_monitor_that_is_fresh_is_heard_where_the_poll_is_stale(told: Told) -> None:
     fleet = Fleet("a")
     fleet.leader.controller.polled(NAME, signal("poll"), 0)
@@ -440,6 +462,25 @@ def test_a_backend_that_is_off_is_left_alone() -> None:
     overloaded(fleet)
     assert fleet.leader.controller.decisions == {}
     assert fleet.leader.backends.records == {}
+
+
+def test_a_backend_that_was_off_starts_from_what_holds_and_not_from_what_was_published_before() -> None:
+    fleet = Fleet("a")
+    overloaded(fleet)
+    assert fleet.leader.backends.ppm(NAME) < 900_000
+    fleet.leader.backends.set_entry(NAME, Backend(Policy(slo_ms=250, mode="off")), 0)
+    assert fleet.tick()[NAME].state == "normal"
+    assert fleet.tick() == {}
+    fleet.leader.backends.set_entry(NAME, Backend(Policy(slo_ms=250)), 0)
+    assert fleet.leader.backends.ppm(NAME) == 1_000_000
+    fleet.run(1)
+    assert fleet.decision.multiplier == 1.0
+
+
+def test_a_pin_on_a_backend_that_is_off_stays() -> None:
+    fleet = Fleet("a", mode="off")
+    fleet.leader.backends.set_record(NAME, Record(CUT, pinned=True), 0)
+    assert fleet.tick() == {}
 
 
 def test_a_published_backend_that_nobody_names_is_left_alone() -> None:

@@ -338,3 +338,44 @@ def test_a_backend_that_was_hung_for_long_is_tried_every_ten_seconds_and_found_t
     assert 10 <= tried <= 40
     _, now_ns = answered(one, 60, "ok", 20, now_ns)
     assert answered(one, 10, "ok", 20, now_ns)[0] == 500
+
+
+def test_what_was_hung_for_minutes_and_answered_at_last_keeps_nobody_out_for_long() -> None:
+    one = gate(slo_ms=250)
+    now_ns = served(one, 50, 60, latency_ms=20)
+    hung = [now_ns + number * 20 * MS for number in range(180 * 50)]
+    waiting = [at_ns for at_ns in hung if not one.admit(5, at_ns)]
+    now_ns = hung[-1]
+    for at_ns in waiting:
+        one.report((now_ns - at_ns) / MS, "ok", 1, now_ns)
+    now_ns = served(one, 50, 15, latency_ms=20, now_ns=now_ns)
+    before = sum(one.admitted)
+    served(one, 50, 10, latency_ms=20, now_ns=now_ns)
+    assert sum(one.admitted) == before + 500
+
+
+@pytest.mark.parametrize("slo_ms", [None, 600])
+def test_a_backend_that_becomes_ten_times_slower_for_good_is_not_starved(slo_ms: float | None) -> None:
+    one = Gate(Policy(slo_ms=slo_ms), lambda: 0.5)
+    _, now_ns = answered(one, 60, "ok", 20, 0)
+    _, now_ns = answered(one, 30, "ok", 200 if slo_ms is None else 400, now_ns)
+    assert answered(one, 10, "ok", 200 if slo_ms is None else 400, now_ns)[0] > 490
+
+
+def test_a_queue_is_not_taken_for_a_new_normal() -> None:
+    """Of 50 checks a second it does 20 now, one after the other, each in the 50 ms that it has always taken."""
+    one = gate()
+    _, now_ns = answered(one, 60, "ok", 50, 0)
+    normal_ms, free_ns, let_in = one.guard.normal_ms, now_ns, 0
+    pending: deque[tuple[int, int]] = deque()
+    for number in range(60 * 50):
+        while pending and pending[0][1] <= now_ns:
+            came_ns, done_ns = pending.popleft()
+            one.report((done_ns - came_ns) / MS, "ok", 1, done_ns)
+        if not one.admit(5, now_ns):
+            free_ns = max(free_ns, now_ns) + NS // 20
+            pending.append((now_ns, free_ns))
+            let_in += number >= 30 * 50
+        now_ns += NS // 50
+    assert one.guard.normal_ms == pytest.approx(normal_ms, rel=0.05)
+    assert 0.7 * 20 * 30 <= let_in <= 1.05 * 20 * 30

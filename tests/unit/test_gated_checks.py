@@ -182,6 +182,17 @@ def test_a_rule_in_shadow_mode_allows_and_tells_what_would_have_been() -> None:
     assert fixture.spend().would_allow is True
 
 
+def test_what_a_rule_in_shadow_mode_sends_all_the_same_is_known_to_be_out() -> None:
+    fixture = Fixture(shadow=True, burst=60)
+    fixture.publish(SHUT)
+    for _ in range(50):
+        fixture.spend()
+    assert (fixture.gate.guard.out, fixture.gate.would_deny, sum(fixture.gate.denied_by_priority)) == (50, 50, 50)
+    fixture.publish(OPEN)
+    assert [fixture.spend().would_allow for _ in range(61)] == [True] * 60 + [False]
+    assert (fixture.gate.guard.out, fixture.gate.would_deny) == (111, 50)
+
+
 # By priority.
 
 SEGMENTS = {"premium": {"rate": "1/d", "burst": 50, "priority": 0}, "free": {"priority": 9}}

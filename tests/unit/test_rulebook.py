@@ -49,6 +49,19 @@ def test_rules_keys_and_multipliers_come_into_force_and_go(book: RuleBook, engin
     assert (book.problems, book.rejected) == ({}, 0)
 
 
+def test_a_monitors_word_that_was_found_and_not_heard_tells_nothing_until_it_is_written_again(
+    book: RuleBook, engine: Engine
+) -> None:
+    word = json.dumps({"latency_ms": {"p50": 900}}).encode()
+    book.changed("health/orders", word, 7, is_live=False)
+    assert engine.backends.health == {}
+    book.changed("health/orders", word, 8)
+    assert engine.backends.health["orders"][1] == 8
+    # Found to be another after a while without a watch: of any age as well.
+    book.changed("health/orders", word, 9, is_live=False)
+    assert engine.backends.health == {}
+
+
 def test_documents_may_come_in_any_order(book: RuleBook, engine: Engine) -> None:
     put(book, "multipliers/orders", {"multiplier": 0.5})
     put(book, "keys/a/b", {"segment": "premium"})

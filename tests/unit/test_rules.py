@@ -10,6 +10,7 @@ from limiter_node.core.rules import (
     NAME_ALLOWED,
     KeyEntry,
     decode_json,
+    decode_key_entry,
     is_name,
     key_problem,
     parse_key_entry,
@@ -453,3 +454,31 @@ def test_json_is_decoded(text: bytes, value: Any) -> None:
 def test_bytes_that_are_no_json_are_a_bad_rule_and_nothing_else(text: bytes) -> None:
     with pytest.raises(BadRule, match=r"^not JSON: "):
         decode_json(text)
+
+
+def test_an_entry_from_json_is_what_its_document_is_and_equal_texts_are_kept_once() -> None:
+    text = b'{"segment": "premium", "rules": {"api": {"rate": "5/s", "burst": 9}}}'
+    one, two = decode_key_entry("a", text), decode_key_entry("b", text)
+    assert one is two
+    assert one == parse_key_entry("a", decode_json(text))
+    assert decode_key_entry("a*", text) == KeyEntry("premium", one.limits, "a*")
+    assert decode_key_entry("10.0.0.0/8", text).pattern == "10.0.0.0/8"
+    assert decode_key_entry("a", b"{}") == KeyEntry(None, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "problem"),
+    [
+        ("a", b"{", "not JSON"),
+        ("a", b'{"segmnt": "x"}', "segmnt: unknown field"),
+        ("a\n", b"{}", "key: has a control character"),
+        ("", b"{}", "key: is empty"),
+        ("10.1.1.1/8", b"{}", "key: 10.1.1.1/8 has bits set beyond its mask; allowed: 10.0.0.0/8"),
+        ("a*\n", b"{}", "key: has a control character"),
+    ],
+)
+def test_an_entry_from_json_is_refused_as_its_document_is(key: str, text: bytes, problem: str) -> None:
+    for _ in range(2):
+        with pytest.raises(BadRule) as refused:
+            decode_key_entry(key, text)
+        assert problem in str(refused.value)

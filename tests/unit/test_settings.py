@@ -31,6 +31,8 @@ OPTIONS: dict[str, Any] = {
     "drain_timeout": 10.0,
     "on_unknown_rule": "error",
     "max_keys": 10_000_000,
+    "log_format": "json",
+    "log_checks": 0.0,
 }
 ETCD = "http://127.0.0.1:2379"
 

@@ -17,8 +17,21 @@ PARTS = {
     "cli": {"app", "applying", "control", "settings", "status", "core", "version"},  # most commands need no node
     "status": {"settings", "core"},
     "applying": {"control"},
-    "app": {"edge", "control", "cluster", "core", "settings", "version", "clock", "report"},
+    "app": {
+        "edge",
+        "control",
+        "cluster",
+        "core",
+        "settings",
+        "version",
+        "clock",
+        "report",
+        "report_figures",
+        "report_metrics",
+    },
     "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
+    "report_figures": {"edge", "core", "version", "clock", "report", "report_backends"},
+    "report_metrics": {"edge", "control", "core", "settings", "version", "clock", "report", "report_backends"},
     "report_backends": {"edge", "control", "core", "version", "clock"},
     "edge": {"edge", "core", "version", "clock"},
     "clock": set[str](),
@@ -46,7 +59,7 @@ IMPORTERS = {
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.
-LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 435}
+LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 460, "edge/http.py": 405}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 

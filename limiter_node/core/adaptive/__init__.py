@@ -12,5 +12,6 @@ law        the controller's law: evidence in, a decision a second out
 gate       a node's part: who is let through
   ration     its share of the decided rate, by priority
   guard      its own bound of what is out at the backend
-  pace       turns per second
+  flow       what comes back of what it has sent
+  steering   how much it lets in while times are tight
 """

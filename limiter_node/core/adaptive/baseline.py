@@ -31,6 +31,9 @@ TARGET_NORMAL = 2.0
 """The p90 that counts as overload: twice the normal, but no less than a quarter of the objective (a backend far within
 it is not in trouble), no more than the objective, and never what is within 1.3 of the normal."""
 
+BORNE_TIMEOUTS = 0.05
+"""With more of them a latency is not borne."""
+
 Z90 = 1.2816
 Z_SURE = 1.64
 """One-sided 95 %."""
@@ -71,6 +74,11 @@ class Baseline:
         if not self.p90_ms:
             return slo_ms
         return max(TARGET_SLO_MIN * slo_ms, min(slo_ms, TARGET_NORMAL * self.p90_ms), TARGET_NORMAL_MIN * self.p90_ms)
+
+
+def is_borne(signal: Signal, policy: Policy) -> bool:
+    """Whether people bear the latency that is; where they have not said which, callers who give up tell."""
+    return signal.timeout_rate < BORNE_TIMEOUTS if policy.slo_ms is None else signal.p50_ms <= policy.slo_ms
 
 
 def sure_p90_ms(signal: Signal) -> float:

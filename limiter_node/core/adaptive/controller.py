@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.adaptive.evidence import in_a_row, together
+from limiter_node.core.adaptive.evidence import Decision, in_a_row, together
 from limiter_node.core.adaptive.law import Law, signal_of
 from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:
-    from limiter_node.core.adaptive.evidence import Decision, Load, Signal
+    from limiter_node.core.adaptive.evidence import Load, Signal
     from limiter_node.core.adaptive.registry import Backends
 
 NS = 1_000_000_000
@@ -35,11 +35,15 @@ REPORTS_MIN = 10
 """Outcomes in a second that outweigh what a poll or a monitor says."""
 
 FRESH_NS = 3 * NS
-"""What a poll or a monitor has said holds for so long, and is told to the law once a tick."""
+FRESH_POLLS = 2.5
+"""What a poll or a monitor has said holds for so long, a poll for 2.5 times its pace at the least (one may fail); it is
+told to the law once a tick."""
 
 SHARE_TAU_S = 10.0
 SHARE_MIN = 0.05
 """Shares follow demand over ten seconds; a node without any gets a twentieth of an even share, to begin with."""
+
+RELEASED = Decision(1.0, "normal", "adaptive throttling is off")
 
 CHANGE_MULTIPLIER = 0.01
 CHANGE_RATE = 0.03
@@ -54,6 +58,7 @@ class Controller:
         self.term = 0  # that this node leads in; 0: it does not
         self.sources: dict[str, dict[str, int]] = {}  # by backend and source of a signal: when it was last heard
         self.decisions: dict[str, Decision] = {}  # the last ones of this node
+        self.signals: dict[str, Signal] = {}  # that those went by
         self.heeded = 0  # highest term that this node was asked in
         self._node_id = node_id
         self._backends = backends
@@ -76,6 +81,13 @@ class Controller:
         self._asked_ns = now_ns
         self._backends.set_shares(gather.shares, now_ns)
         return Gathered(gather.id, self._take_loads(now_ns))
+
+    def see_election(self, revision: int) -> None:
+        """The `leader` key has changed at this revision of etcd: whoever wins from here on has no lower term.
+
+        Revisions only fall where etcd was wiped; the terms from before mean nothing any more.
+        """
+        self.heeded = min(self.heeded, revision)
 
     def tick(self, now_ns: int) -> None:
         """Let go of what nobody asks for; to be called now and then."""
@@ -104,12 +116,14 @@ class Controller:
         self._laws.clear()
         self._loads.clear()
         self.decisions.clear()
+        self.signals.clear()
 
     def follow(self) -> None:
         """Lead no more."""
         self.term = 0
         self._to_ask.clear()
         self._polled.clear()
+        self.signals.clear()
 
     def ask(self, nodes: set[str], now_ns: int) -> None:
         """Begin a tick: these peers are to be asked, and this node tells at once."""
@@ -149,24 +163,30 @@ class Controller:
     def decide(self, now_ns: int) -> dict[str, Decision]:
         """End a tick: what to publish, by backend; only where it changes enough to matter."""
         loads, self._loads = self._loads, {}
-        for known in (self._laws, self._demand, self._polled, self.sources):
+        for known in (self._laws, self._demand, self._polled, self.sources, self.signals):
             for name in known.keys() - self._backends.names():
                 del known[name]
         changed: dict[str, Decision] = {}
         for name in sorted(self._backends.names()):
             record, entry = self._backends.records.get(name), self._backends.entry(name)
-            if not self._backends.is_known(name) or entry.policy.mode == "off" or (record and record.pinned):
+            published = record.decided if record is not None else None
+            is_pinned, is_off = record is not None and record.pinned, entry.policy.mode == "off"
+            if not self._backends.is_known(name) or is_off or is_pinned:
                 self._laws.pop(name, None)  # and from there anew
+                if is_off and not is_pinned and is_news(published, RELEASED):
+                    changed[name] = RELEASED  # or what was decided before would hold again once it is on
                 continue
             law = self._laws.get(name)
-            published = record.decided if record is not None else None
             if law is None:
                 law = self._laws[name] = Law(entry.policy)
                 if published:
                     law.adopt(published)
             law.set_policy(entry.policy)
             load = self._sum_up(name, {node: in_a_row(heard) for node, heard in loads.get(name, {}).items()})
-            decision = self.decisions[name] = law.decide(load, self._signal(name, load, now_ns), now_ns)
+            signal = self._signal(name, load, now_ns)
+            if signal is not None:
+                self.signals[name] = signal
+            decision = self.decisions[name] = law.decide(load, signal, now_ns)
             recast = record is not None and (record.would is not None) != (entry.policy.mode == "observe")
             if recast or is_news(published, decision):
                 changed[name] = decision
@@ -198,8 +218,10 @@ class Controller:
         """The best that is fresh: many reports, then a poll, then a monitor, then few reports."""
         if load is not None and load.completed >= REPORTS_MIN:
             return signal_of(load)
-        for told in (self._polled.get(name), self._backends.health.get(name)):
-            if told is not None and now_ns - told[1] <= FRESH_NS:
+        poll = self._backends.entry(name).poll
+        fresh_ns = max(FRESH_NS, round(FRESH_POLLS * poll.every_s * NS)) if poll is not None else FRESH_NS
+        for told, lasts_ns in ((self._polled.get(name), fresh_ns), (self._backends.health.get(name), FRESH_NS)):
+            if told is not None and now_ns - told[1] <= lasts_ns:
                 return told[0]
         return None if load is None else signal_of(load)
 

@@ -22,6 +22,7 @@ SPANS_ALIKE = 0.1
 """Spans of nodes that were asked at the same time differ by less: their counts are left whole."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+InFlight = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[list[Count], msgspec.Meta(min_length=PRIORITIES, max_length=PRIORITIES)]
 
 
@@ -38,7 +39,7 @@ class Load(msgspec.Struct, array_like=True):
     failed: Count  # of them any other 5xx
     timeouts: Count  # of them "timeout"
     latency: Sketch  # of all outcomes but timeouts and "error"
-    in_flight: float  # checks admitted and not yet reported, as estimated by the gates
+    in_flight: InFlight  # checks admitted and not yet reported, as estimated by the gates
 
 
 class Signal(msgspec.Struct, frozen=True):

@@ -47,13 +47,14 @@ class Gate:
         self.denied_by_priority = [0] * PRIORITIES  # by the fraction of it
         self.denied_by_rate = [0] * PRIORITIES
         self.denied_by_guard = [0] * PRIORITIES
-        self.would_deny = 0  # in `observe`, for whatever cause
+        self.would_deny = 0  # in `observe` and for rules in shadow mode, for whatever cause
         self.reported_ns: int | None = None  # when an outcome was last reported here
-        self.guard = Guard(jitter)
+        self.guard = Guard()
         self.ration = Ration()
         self.share = 1.0
         self.decision: Decision | None = None
         self._rate: float | None = None  # admitted for the whole backend, per second
+        self._overruled = 0  # checks that were denied, and sent all the same
         self._jitter = jitter
         self._ends_ns: int | None = None  # when the pulse that is in force does
         self._is_free = True  # whether the guard alone is to be asked
@@ -75,20 +76,32 @@ class Gate:
         """Count a check, whether or not its own limit allows it; peeks excluded."""
         self.offered[priority] += 1
 
-    def admit(self, priority: int, now_ns: int) -> int:
-        """Decide a check that its own limit has allowed: 0, or after how many nanoseconds to try again."""
+    def admit(self, priority: int, now_ns: int, *, is_shadow: bool = False) -> int:
+        """Decide a check that its own limit has allowed: 0, or after how many nanoseconds to try again.
+
+        One of a rule in shadow mode goes to the backend whatever is decided.
+        """
         self.wanted[priority] += 1
         guard = self.guard
         if self._is_free and guard.out < guard.open_below:
             guard.out += 1
             self.admitted[priority] += 1
             return 0
-        return self._weigh(priority, now_ns)
+        return self._weigh(priority, now_ns, is_binding=self._is_on and not is_shadow)
 
-    def _weigh(self, priority: int, now_ns: int) -> int:
+    def overrule(self) -> None:
+        """A check that was denied goes to the backend all the same."""
+        self._overruled += 1
+        self.guard.out += 1
+
+    @property
+    def _sent(self) -> int:
+        """Checks that the backend has really got."""
+        return sum(self.admitted) + self._overruled
+
+    def _weigh(self, priority: int, now_ns: int, *, is_binding: bool) -> int:
         guard, ration = self.guard, self.ration
-        sent = self.admitted if self._is_on else self.wanted  # what the backend really gets
-        guard.step(sum(sent), now_ns)
+        guard.step(self._sent, now_ns)
         if self._ends_ns is not None and now_ns >= self._ends_ns:
             self._ends_ns = None
             self._rate = self.decision.hold_rate if self.decision else None
@@ -106,13 +119,13 @@ class Gate:
             denied = None
         if denied is None:
             self.admitted[priority] += 1
-        else:
-            denied[priority] += 1
-            if self._is_on:
-                return round(RETRY_NS * self._pressure[priority] * (0.5 + self._jitter()))
+            guard.out += 1
+            return 0
+        denied[priority] += 1
+        if not is_binding:
             self.would_deny += 1
-        guard.out += 1
-        return 0
+            self.overrule()
+        return round(RETRY_NS * self._pressure[priority] * (0.5 + self._jitter())) if self._is_on else 0
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         """Take outcomes reported at this node; a refusal without an answer ("error") has no latency.
@@ -126,7 +139,7 @@ class Gate:
             self._latency.add(latency_ms, count)
         self.reported_ns = now_ns
         self.guard.report(latency_ms, kind, count, now_ns)
-        self.guard.step(sum(self.admitted if self._is_on else self.wanted), now_ns)
+        self.guard.step(self._sent, now_ns)
 
     def apply(self, decision: Decision | None, now_ns: int) -> None:
         """Go by what is published. The same again does not prolong a pulse."""
@@ -155,7 +168,7 @@ class Gate:
 
     def take_load(self, now_ns: int) -> Load:
         """What was counted since the last call; called about once a second, whether or not anybody wants to know."""
-        self.guard.step(sum(self.admitted if self._is_on else self.wanted), now_ns)
+        self.guard.step(self._sent, now_ns)
         now = [self.offered.copy(), self.wanted.copy(), self.admitted.copy()]
         offered, wanted, admitted = (
             [count - before for count, before in zip(counts, last, strict=True)]

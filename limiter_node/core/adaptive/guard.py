@@ -7,27 +7,24 @@ of the outcomes is reported, at whichever node, in whatever batches. It needs no
     d       =  mean latency of the latest outcomes, longer when they are overdue
     target  =  max(0.44 objective, 1.5 normal mean latency)                          x = a * target
     calm:      out <= 3 + the more of 1.4 x + 2 sqrt(1.4 x) and what has been out in health, less for low priorities
-    tight:     rate = a + (x + 2 sqrt(x) max(1 - d / target, 0) - out) / 0.5 s, at least a / 4 and as many as the last
-               answers in a row that were in time; the highest priority first
+    tight:     a rate (`steering`), the highest priority first
 
 Times are tight from the moment that answers are later than the target while more is admitted than answered, or far too
-late, until they are in time and nobody was turned away for 2 s. All terms of the tight law add up over nodes: so
-many small guards act like a large one, and their noise cancels out.
+late, until they are in time and nobody was turned away for 4 s. A latency that stays so for 6 s while less is admitted
+is no queue's, and where people bear it, is the normal one from then on.
 
 Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
 
 from __future__ import annotations
 
-from bisect import bisect
 from math import exp, inf, sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.sketch import Sketch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from limiter_node.core.adaptive.steering import MARGIN_SIGMAS, tight_rate
 
 Kind = Literal["ok", "refused", "failed", "timeout"]
 
@@ -48,14 +45,14 @@ OVERDUE_GAPS = 2
 
 LATEST_COUNTS = 3
 LATEST_TAU_S = 0.05
-"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %."""
+LATEST_MAX_S = 3.0
+"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What
+was before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
 
-HISTORY_MAX = 128
-"""Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
-
-RELAX_NS = 2 * NS
-"""Tight times end when so long nobody was turned away: had they ended by quick answers, each drained queue would
-have been the start of the next (0.80 instead of 0.93 of the goodput at 44 % of the capacity)."""
+RELAX_NS = 4 * NS
+"""Tight times end when so long nobody was turned away: had they ended by quick answers, or been tried without, each
+drained queue would have been the start of the next (0.91 instead of 0.94 of the goodput at 44 % of the capacity, 0.26
+instead of 0.63 at 15 %)."""
 
 KNOWN_TAU_S = 1.0
 """Of the rate that goes on when reports are lost."""
@@ -66,11 +63,12 @@ LEARN_TAU_S = 30.0
 LEARN_AGAIN_NS = 5 * NS
 """After tight times or a denial nothing is learned for so long: what follows a jam is not normal."""
 
-CORRECT_S = 0.5
-"""What is out too much or too little is to be gone in so long: twice what it takes to see what came of it."""
+JAM_OVER = 2
+"""Answers in time in a row that end a jam."""
 
-RATE_LEAST = 0.25
-"""Of what is answered: a drain lets the highest priorities through."""
+NO_QUEUE_NS = 6 * NS
+"""A queue that is admitted less than it answers is gone in seconds. What is late for so long without a break, though
+callers wait for it and nobody has said that it is too late, is as quick as the backend is from now on."""
 
 BUCKET_MIN = 3.0
 """Checks a node may save up in tight times: with 8 the 24 nodes' buckets alone would be a second's queue."""
@@ -104,29 +102,19 @@ PROBE_MAX_NS = 10 * NS
 """A check is let through when none was for a second or the time of ten, whatever is believed to be out; at least
 every 10 s, so that a backend that was hung for long, and shut off, is found to be back."""
 
-MARGIN_SIGMAS = 2.0
-"""Of a Poisson count, where the latency leaves room: makes nodes that have little gain on those that have much."""
-
 HARD_TARGET = 1.5
 """Times the target: so late it is tight whatever the answers do. Between the two it is only while
 more is admitted than answered: a slow dependency answers as many as it gets, and to throttle it would gain nothing."""
 
-GROWTH_TAU_S = 0.5
-GROWTH_SIGMAS = 3.0
+LATE_MAX = 10.0
+"""Times the target: later than that is as bad. Answers that were hung for minutes would else be averaged away one probe
+at a time: the guard opened more than 70 s after a hang of 3 minutes."""
+
+SURPLUS_SIGMAS = 3.0
 """Of Poisson's noise in admitted minus answered, leaking."""
 
 DENIED_NS = 200_000_000
 """The same is told by checks that the guard has turned away within so long: a few steps."""
-
-TRIAL_MIN_NS = 4 * NS
-TRIAL_MAX_NS = 64 * NS
-TRIAL_PASSED_NS = 10 * NS
-"""A dependency that has become slow looks like a queue at first, and throttled it stays slow. So the calm limit is
-tried after some 4 s, and if that ends in a queue again within 10 s, after twice as long each time: half a second of
-queue each."""
-
-PATIENCE_NS = 2_500_000_000
-"""After such a trial begins more is admitted than answered anyway, until as much is out as the latency takes."""
 
 RATIO_MIN = 0.2
 """Reports per check below which the guard is off: a fifth tells too little of the rest."""
@@ -146,35 +134,10 @@ PRIORITY_LOWEST = 9
 TIERS = tuple(1.0 - (1.0 - TIER_LOWEST) * priority / PRIORITY_LOWEST for priority in range(PRIORITY_LOWEST + 1))
 
 
-class History:
-    """How many checks had been admitted at which time, for the last seconds."""
-
-    def __init__(self) -> None:
-        self._times_ns = [0]
-        self._counts = [0]
-
-    def add(self, now_ns: int, count: int) -> None:
-        """Remember a count; what is older than any latency that matters is forgotten."""
-        self._times_ns.append(now_ns)
-        self._counts.append(count)
-        if len(self._times_ns) > HISTORY_MAX:
-            del self._times_ns[: HISTORY_MAX // 2], self._counts[: HISTORY_MAX // 2]
-
-    def count_at(self, at_ns: int) -> float:
-        """The count at a time, by interpolation."""
-        times, counts = self._times_ns, self._counts
-        after = bisect(times, at_ns)
-        if after == 0 or after == len(times):
-            return counts[0] if after == 0 else counts[-1]
-        before_ns, before = times[after - 1], counts[after - 1]
-        return before + (counts[after] - before) * (at_ns - before_ns) / (times[after] - before_ns)
-
-
 class Guard:
     """What this node has out at one backend, and how much that may be."""
 
-    def __init__(self, jitter: Callable[[], float]) -> None:
-        self._spread = jitter()  # so that nodes do not try at the same time
+    def __init__(self) -> None:
         self.out = 0.0  # outcomes that are still to be reported
         self.ratio = 1.0  # outcomes reported at this node per check that it admits
         self.open_below = inf  # with less than this out no priority is turned away: all that the hot path looks at
@@ -187,16 +150,18 @@ class Guard:
         self._rate = 0.0  # answers per second
         self._latest = 0.0  # decayed sum of latencies (ms) that tell of the queue,
         self._latest_count = 0.0  # and of how many
+        self._latest_ns = 0  # when
+        self._flow = Flow()
+        self._is_jammed = False  # answers are far too late: admit less than comes back, and measure nothing
         self._history = History()
         self._over = 0.0  # checks taken to be answered, of all ever admitted
         self._gap_ns = 0  # longest time between reports in health
-        self._growth = 0.0  # admitted and not answered, leaking
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
+        self._in_time_ns = 0  # when answers last were in time
         self._good_ms = 0.0  # a latency below it is in time
+        self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when it last turned a check away
-        self._patient_ns = 0  # until when growth of what is out is what was to be expected
-        self._trial_ns = TRIAL_MIN_NS  # after how long in tight times to try without
         self._ration = Ration(BUCKET_MIN)  # in tight times
         self._known_rate = 0.0  # checks admitted per second while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
@@ -240,7 +205,7 @@ class Guard:
         if latency_ms is not None:
             self._good_run = self._good_run + count if latency_ms < self._good_ms else 0
             if kind != "refused":  # a refusal is quick, and tells of no queue
-                self._new_ms += latency_ms * count
+                self._new_ms += min(latency_ms, self._late_max_ms) * count
                 self._new_count += count
         if kind in ("ok", "failed"):
             self._answers += count
@@ -276,10 +241,16 @@ class Guard:
         self._admitted = admitted
         self._unanswered = max(new - self._outcomes, 0) if self._outcomes else self._unanswered + new
         if self._new_count:
-            kept = exp(-self._new_count / max(LATEST_COUNTS, self._rate * LATEST_TAU_S))
+            pause_s = (now_ns - self._latest_ns) / NS
+            kept = exp(-self._new_count / max(LATEST_COUNTS, self._rate * LATEST_TAU_S) - pause_s / LATEST_MAX_S)
+            self._latest_ns = now_ns
+            if self._is_jammed and self._good_run >= JAM_OVER:
+                kept = 0.0
             self._latest = self._latest * kept + self._new_ms
             self._latest_count = self._latest_count * kept + self._new_count
-        self._growth = self._growth * exp(-span_s / GROWTH_TAU_S) + new * self.ratio - self._answers
+        ratio = max(self.ratio, RATIO_MIN)
+        lost = self._outcomes - self._answers
+        self._flow.step(new, self._answers / ratio, lost / ratio, span_s, self._gap_ns / NS)
         if self._outcomes or now_ns - self._last_ns < OVERDUE_COUNTS * NS / (self._known_rate + 1):
             self._known_rate += (new / span_s - self._known_rate) * (1 - exp(-span_s / KNOWN_TAU_S))
         crest = self.out  # of those that were admitted at one moment since the last step
@@ -289,12 +260,21 @@ class Guard:
         weight = 1 - exp(-span_s / min(max(RATE_COUNTS / (self._rate + 1e-9), RATE_TAU_MIN_S), RATE_TAU_MAX_S))
         self._rate = max(self._rate + ((over - self._over) / span_s - self._rate) * weight, 0.0)
         self._over = over
+        self._follow(span_s, now_ns)
         self._idle_ns = 0 if new else self._idle_ns + span_ns
         self._judge(now_ns)
         self._learn(new, span_s, crest, now_ns)
         self._bound(now_ns)
         self._answers = self._outcomes = self._new_count = 0
         self._new_ms = 0.0
+
+    def _follow(self, span_s: float, now_ns: int) -> None:
+        """Note whether the backend is jammed, and what it could answer before."""
+        was_jammed = self._is_jammed
+        self._is_jammed = self.is_tight and self._delay_ms(now_ns) > HARD_TARGET * self.target_ms
+        self._flow.remember(self._flow.answers_s if self._is_jammed else self._rate, span_s, is_jammed=self._is_jammed)
+        if was_jammed and not self._is_jammed:
+            self._rate = max(self._rate, self._flow.memory_s)
 
     @property
     def latency_ms(self) -> float:
@@ -314,29 +294,34 @@ class Guard:
             self.is_on = True
         target_ms = self.target_ms
         latency_ms = self._delay_ms(now_ns)
-        self._good_ms = target_ms
+        self._good_ms, self._late_max_ms = target_ms, LATE_MAX * target_ms
         if not self.is_tight:
-            noise = sqrt(max(self._rate, 1.0) * GROWTH_TAU_S)
-            grows = self._growth > GROWTH_SIGMAS * noise or now_ns - self._denied_ns < DENIED_NS
-            queued = latency_ms > target_ms and grows and now_ns >= self._patient_ns
+            noise = sqrt(max(self._rate, 1.0) * SURPLUS_TAU_S)
+            grows = self._flow.surplus > SURPLUS_SIGMAS * noise or now_ns - self._denied_ns < DENIED_NS
+            queued = latency_ms > target_ms and grows
             too_late = latency_ms > target_ms * HARD_TARGET or queued
             self.is_tight = too_late or self._is_silent(now_ns)
-            if now_ns - self._turned_ns > TRIAL_PASSED_NS:
-                self._trial_ns = TRIAL_MIN_NS
             if self.is_tight:
-                self._turned_ns = now_ns
+                self._turned_ns = self._in_time_ns = now_ns
         elif self._is_silent(now_ns):
             self._turned_ns = now_ns
-        elif latency_ms < target_ms and now_ns - self._denied_ns > RELAX_NS:
+        elif latency_ms < target_ms:
+            self._in_time_ns = now_ns
+            if now_ns - self._denied_ns > RELAX_NS:
+                self.is_tight = False
+                self._turned_ns = now_ns
+        elif now_ns - self._in_time_ns > NO_QUEUE_NS and self._is_no_queue(latency_ms):
+            self.normal_p90_ms *= latency_ms / self.normal_ms
+            self.normal_ms = latency_ms
             self.is_tight = False
             self._turned_ns = now_ns
-        elif now_ns - self._turned_ns > self._trial_ns * (0.5 + self._spread) and latency_ms < target_ms * HARD_TARGET:
-            self.is_tight = False
-            self._turned_ns = now_ns
-            self._trial_ns = min(2 * self._trial_ns, TRIAL_MAX_NS)
-            self._patient_ns = now_ns + PATIENCE_NS
         if self.is_tight:
             self._jam_ns = now_ns
+
+    def _is_no_queue(self, latency_ms: float) -> bool:
+        """Whether answers come as late as ever, though fewer are let in than come back: they take so long now."""
+        is_borne = self.objective_ms is None or latency_ms < self.objective_ms
+        return is_borne and self.normal_ms > 0 and self._flow.is_whole
 
     def _is_silent(self, now_ns: int) -> bool:
         """Whether checks go out and nothing comes back."""
@@ -372,24 +357,31 @@ class Guard:
             self.limit = self.open_below = inf
             self._ration.set_rate(None, now_ns)
             return
-        expected = self._rate * self.target_ms / 1e3
         if self.is_tight:
-            if self._is_silent(now_ns):
-                silent_s = (now_ns - self._last_ns) / NS
-                rate = SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
-            else:
-                room = max(1 - self._delay_ms(now_ns) / self.target_ms, 0.0) if self.target_ms else 0.0
-                wanted_out = expected + MARGIN_SIGMAS * room * sqrt(expected)
-                rate = self._rate + (wanted_out - self.out) / CORRECT_S
-                # An answer in time is reason enough for a check a second: out of a dead time in seconds.
-                rate = max(rate, RATE_LEAST * self._rate, self._good_run if room else 0.0)
+            rate = self._silent_rate(now_ns) if self._is_silent(now_ns) else self._tight_rate(now_ns)
             self._ration.set_rate(rate, now_ns)
             self.open_below = -inf
             return
         self._ration.set_rate(None, now_ns)
+        expected = self._rate * self.target_ms / 1e3
         if now_ns - self._turned_ns > LEARN_AGAIN_NS and self._span:
             # A pause of a few seconds makes the next check no burst.
             expected = max(expected, self._sum_admitted / self._span * self.target_ms / 1e3)
         expected *= CALM
         self.limit = max(expected + MARGIN_SIGMAS * sqrt(expected), self._peak / TIER_LOWEST) + CALM_EXTRA
         self.open_below = self.limit * TIER_LOWEST - 1
+
+    def _silent_rate(self, now_ns: int) -> float:
+        silent_s = (now_ns - self._last_ns) / NS
+        return SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+
+    def _tight_rate(self, now_ns: int) -> float:
+        return tight_rate(
+            self._flow,
+            self._rate,
+            out=self.out,
+            target_s=self.target_ms / 1e3,
+            lateness=self._delay_ms(now_ns) / self.target_ms,
+            good_run=self._good_run,
+            is_jammed=self._is_jammed,
+        )

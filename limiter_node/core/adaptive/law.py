@@ -7,7 +7,7 @@ before the cut. L is raised with demand and never falls with it, as the cut itse
     capacity C follows the answers per second while checks wait, grows while all is well (`capacity`)
     backlog  q = in flight - answers * normal latency - margin                                                 (Little)
     rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C]
-             R = 1.15 C where guards hold the latency, less the later it is, and at least 0.2 L
+             R = 1.25 C where guards hold the latency, less the later it is, and at least 0.2 L
     end      well, and a tenth above demand, for 5 s
 
 Cuts are anchored on what was answered, never on the m before, so that ticks during the dead time do not compound. The
@@ -20,7 +20,7 @@ the fallback that people chose, by 0.1 a minute.
 
 from __future__ import annotations
 
-from limiter_node.core.adaptive.baseline import Baseline
+from limiter_node.core.adaptive.baseline import Baseline, is_borne
 from limiter_node.core.adaptive.capacity import Capacity
 from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import Decision, Load, Policy, Signal
@@ -44,7 +44,7 @@ RATE_CAPACITY_MIN = 0.2
 RATE_CAPACITY_MAX = 1.1
 """What is too much is to be gone in 1.5 s, near the dead time; a fifth of the capacity is admitted at the least."""
 
-YIELD = 1.15
+YIELD = 1.25
 """Of the capacity: what is left to the guards while they hold the latency."""
 
 GUARDED_MIN = 0.2
@@ -83,7 +83,7 @@ DRAIN_MS = 1600
 DRAIN_HOLD = 0.95
 """Of the capacity, for how long, and what the nodes go on with if nothing more is heard."""
 
-ADOPTED_GROWTH_S = 2.0
+ADOPTED_GROWTH_S = 1.5
 """A new leader learns for so long before it lets anything grow: a tick of evidence may be half a tick."""
 
 ADOPTED_STEP = 0.1
@@ -356,7 +356,7 @@ class Law:
         p50_ms = view.signal.p50_ms
         drain = self._drain
         if drain.is_running:
-            if drain.step(p50_ms) is False and p50_ms <= self.baseline.slo_ms(self._policy):
+            if drain.step(p50_ms) is False and is_borne(view.signal, self._policy):
                 self.baseline.reset(view.signal)
                 self.capacity.begin(max(self.capacity.value, view.wanted_s))
             return drain.is_running

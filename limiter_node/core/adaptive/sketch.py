@@ -30,7 +30,7 @@ class Sketch(msgspec.Struct, array_like=True):
         dict[Annotated[int, msgspec.Meta(ge=0, le=INDEX_MAX)], Annotated[int, msgspec.Meta(ge=1, le=2**53)]],
         msgspec.Meta(max_length=INDEX_MAX + 1),
     ] = {}
-    sum_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    sum_ms: Annotated[float, msgspec.Meta(ge=0, le=2**53 * LATENCY_MAX_MS)] = 0.0
 
     def add(self, latency_ms: float, count: int = 1) -> None:
         """Count a latency (milliseconds, not negative) `count` times."""

@@ -148,9 +148,10 @@ def signal_of(load: Load) -> Signal | None:
         p99_ms=p99_ms,
         mean_ms=load.latency.mean_ms,
         throughput=load.completed / (load.span_ns / NS),
-        error_rate=(load.refused + load.failed) / load.completed,
-        refused_rate=load.refused / load.completed,
-        timeout_rate=load.timeouts / load.completed,
+        # At most all: what a node adds up wrongly is to be no more than wrong.
+        error_rate=min((load.refused + load.failed) / load.completed, 1.0),
+        refused_rate=min(load.refused / load.completed, 1.0),
+        timeout_rate=min(load.timeouts / load.completed, 1.0),
         samples=load.completed,
         in_flight=max(load.in_flight, 0.0) or None,
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from limiter_node.core.limits import Limit
 
 COUNT_BITS = 40
-"""Of each counter in a state: above `rules.COUNT_MAX`."""
+"""Of each counter in a state: above `limits.COUNT_MAX`."""
 
 COUNTS = (1 << COUNT_BITS) - 1
 

@@ -1,0 +1,83 @@
+"""What comes back of what one node has sent to a backend: answers, losses, a surplus, and a memory of the capacity.
+
+Answers per second are the capacity itself while the backend has a queue, a latency earlier than anything that latencies
+tell. In a jam, when callers give up before they are answered, nothing can be measured, and the memory only fades.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from math import exp
+
+FAST_S = 0.3
+"""Rates are averaged over so long, twice a round trip of most backends, or two pauses between reports."""
+
+SURPLUS_TAU_S = 0.5
+"""Of checks sent and not answered, leaking."""
+
+UP_S = 3.0
+DOWN_S = 0.5
+"""The memory falls quickly and rises slowly: a backend that flaps is met at its worst again within seconds."""
+
+LOST_FEW = 0.1
+"""Of the answers: with more of them lost, what is answered is not what the backend can do."""
+
+LOST_TAU_S = 8.0
+"""In a jam that loses answers the memory fades: it is of the time before, when more came back."""
+
+HISTORY_MAX = 128
+"""Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
+
+
+class History:
+    """How many checks had been admitted at which time, for the last seconds."""
+
+    def __init__(self) -> None:
+        self._times_ns = [0]
+        self._counts = [0]
+
+    def add(self, now_ns: int, count: int) -> None:
+        """Remember a count; what is older than any latency that matters is forgotten."""
+        self._times_ns.append(now_ns)
+        self._counts.append(count)
+        if len(self._times_ns) > HISTORY_MAX:
+            del self._times_ns[: HISTORY_MAX // 2], self._counts[: HISTORY_MAX // 2]
+
+    def count_at(self, at_ns: int) -> float:
+        """The count at a time, by interpolation."""
+        times, counts = self._times_ns, self._counts
+        after = bisect(times, at_ns)
+        if after == 0 or after == len(times):
+            return counts[0] if after == 0 else counts[-1]
+        before_ns, before = times[after - 1], counts[after - 1]
+        return before + (counts[after] - before) * (at_ns - before_ns) / (times[after] - before_ns)
+
+
+class Flow:
+    """Of one node and backend, in checks per second."""
+
+    def __init__(self) -> None:
+        self.answers_s = 0.0
+        self.lost_s = 0.0  # refused, or given up by their callers
+        self.surplus = 0.0  # checks sent and not answered, lately
+        self.memory_s = 0.0  # what could be answered, as far as known
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether hardly anything is lost."""
+        return self.lost_s < LOST_FEW * self.answers_s
+
+    def step(self, sent: int, answers: float, lost: float, span_s: float, pause_s: float) -> None:
+        """Take what was sent and came back in a span; reports come with pauses of up to `pause_s`."""
+        self.surplus = self.surplus * exp(-span_s / SURPLUS_TAU_S) + sent - answers
+        weight = 1 - exp(-span_s / max(FAST_S, 2 * pause_s))
+        self.answers_s += (answers / span_s - self.answers_s) * weight
+        self.lost_s += (lost / span_s - self.lost_s) * weight
+
+    def remember(self, seen_s: float, span_s: float, *, is_jammed: bool) -> None:
+        """Let the memory follow; in a jam that loses answers it only fades."""
+        if seen_s > self.memory_s:
+            self.memory_s += (seen_s - self.memory_s) * (1 - exp(-span_s / UP_S))
+        else:
+            tau_s = DOWN_S if self.is_whole or not is_jammed else LOST_TAU_S
+            self.memory_s += (seen_s - self.memory_s) * (1 - exp(-span_s / tau_s))
