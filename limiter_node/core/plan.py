@@ -123,7 +123,7 @@ def turned_away(plan: Plan, key: str, cost: int, retry_ns: int, now_ns: int) -> 
 def share_of(plan: Plan, parts: int, now_ns: int) -> Plan:
     """The plan for a node that decides alone, as one of `parts`."""
     share = plan.share
-    if share is None or not share.fits(plan.limits):
+    if share is None:
         share = plan.share = plan.at_share(parts, now_ns)
     if (share.parts, share.multiplier_ppm, share.limits) != (parts, plan.multiplier_ppm, plan.limits):
         share.parts = parts

@@ -315,7 +315,11 @@ def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> 
 
 def _rate_hint(written: str) -> str:
     plain = plain_rate(written)
-    return f'; did you mean "{plain}"?' if match_rate(plain) else ""
+    try:
+        parse_rate(plain)
+    except ValueError:
+        return ""
+    return f'; did you mean "{plain}"?'
 
 
 @cache

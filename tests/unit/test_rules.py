@@ -253,7 +253,18 @@ def test_what_was_probably_meant_is_asked(change: dict[str, Any], meant: str) ->
     assert problem.endswith(f'; did you mean "{meant}"?')
 
 
-@pytest.mark.parametrize("change", [{"comment": "x"}, {"algorithm": "magic"}, {"rate": "often"}, {"rate": "5/year"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"comment": "x"},
+        {"algorithm": "magic"},
+        {"rate": "often"},
+        {"rate": "5/year"},
+        {"rate": "0/s"},
+        {"rate": "1/0s"},
+        {"rate": "1 per 367 days"},
+    ],
+)
 def test_nothing_is_guessed_where_nothing_is_near(change: dict[str, Any]) -> None:
     (problem,) = problems_of_rule({"rate": "100/s", **change})
     assert "did you mean" not in problem
