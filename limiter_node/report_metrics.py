@@ -129,6 +129,15 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
             },
             label="reason",
         ),
+        "limiter_atomic_batches": Reading(
+            "Atomic batches that this node was asked for, by what came of them.",
+            lambda: {"granted": router.batches.granted, "refused": router.batches.refused},
+            label="verdict",
+        ),
+        "limiter_resolved_holds": Reading(
+            "Times that this node asked what had become of an atomic batch that it holds tokens for.",
+            lambda: router.batches.resolved,
+        ),
         "limiter_replicated_copies": Reading("Copies sent to other nodes.", lambda: keeper.replication.sent),
         "limiter_pulled_keys": Reading("Keys asked for before they were handed over.", lambda: keeper.custody.pulled),
         "limiter_fence_lapses": Reading("Times that this node lost its right to decide.", lambda: keeper.lapses),

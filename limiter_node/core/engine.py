@@ -20,11 +20,25 @@ from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM, UNITS_PER_MICRO
 from limiter_node.core.entries import Entries
+from limiter_node.core.holds import Holds
 from limiter_node.core.in_force import RuleInForce
-from limiter_node.core.model import ANY_PERIOD, FORGOTTEN_SPENT, Bucket, Check, Copy, Entry, UnknownRule, Verdict
+from limiter_node.core.model import (
+    ANY_PERIOD,
+    BATCHES,
+    FORGOTTEN_SPENT,
+    Bucket,
+    Check,
+    Copy,
+    Entry,
+    Op,
+    UnknownRule,
+    Verdict,
+)
 from limiter_node.core.orphans import Orphans
 from limiter_node.core.plan import move, pass_gate, share_of, tables
+from limiter_node.core.reservations import UNKNOWN_RULE, Reservations, shadowed
 from limiter_node.core.rules import DEFAULT_SEGMENT
+from limiter_node.core.settlements import Settlements
 from limiter_node.core.table import SHARDS, Census
 from limiter_node.core.token_plan import TokenPlan
 
@@ -48,8 +62,6 @@ ROOM_SAMPLE = 4_096
 UNREACHABLE_RETRY_NS = 1_000_000_000
 """When to try again after `on_unreachable: deny`: peers reconnect within a second."""
 
-UNKNOWN_RULE = UnknownRule()
-
 
 class Engine:
     """Decides checks for the keys whose buckets this node holds."""
@@ -63,6 +75,9 @@ class Engine:
         self.has_copies = True  # some node is to be told what changes
         self.evicted = 0  # buckets forgotten before they were full
         self.wall = Wall()
+        self.holds = Holds()
+        self.settlements = Settlements()
+        self.reservations = Reservations(self)
         self._census = Census(buckets_max)
         self._orphans = Orphans()
         self._dying: list[dict[str, Any]] = []
@@ -87,22 +102,39 @@ class Engine:
             plan = self.plan_for(rule, key, segment, now_ns)
         else:
             plan = rule.default if segment is None else rule.plans.get(segment, rule.default)
-        verdict = plan.spend(key, check.cost, now_ns)
+        verdict = plan.spend(key, check.cost, now_ns) if not self.holds.tokens else self.spend(plan, check, now_ns)
         if rule.gate is not None and check.cost:
             verdict = self._pass_gate(rule, plan, check, verdict, now_ns)
         if verdict.allowed and self.has_copies:
             rule.changed.add(key)
         if self._census.buckets > self.buckets_max:
             self._make_room(now_ns)
-        return _shadowed(verdict) if rule.rule.shadow else verdict
+        return shadowed(verdict) if rule.rule.shadow else verdict
+
+    def spend(self, plan: Plan, check: Check, now_ns: int) -> Verdict:
+        """Spend as `Plan.spend` does, as if what is set aside were spent too."""
+        key, held = check.key, self.holds.tokens.get((check.rule, check.key), 0)
+        if held:
+            aside = plan.spend(key, held, now_ns)
+            if not aside.allowed:  # the numbers have been cut meanwhile
+                return replace(aside, remaining=0, retry_ns=max(aside.retry_ns, self.holds.reserved_ns))
+        verdict = plan.spend(key, check.cost, now_ns)
+        if held:
+            plan.refund(key, held, now_ns)
+        return verdict
 
     def check_alone(self, check: Check, parts: int, now_ns: int) -> Verdict | UnknownRule:
-        """Decide for a key whose owner cannot be asked, as the rule's `on_unreachable` says."""
+        """Decide for a key whose owner cannot be asked, as the rule's `on_unreachable` says.
+
+        This node's share is not for an atomic batch: nothing of it could be set aside at the owner.
+        """
         rule = self.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE
         plan = self.plan_for(rule, check.key, check.segment, now_ns)
         policy = rule.rule.on_unreachable
+        if policy == "local" and check.op is Op.RESERVE:
+            policy = "deny"
         if policy == "local":
             plan = share_of(plan, parts, now_ns)
             verdict = plan.spend(check.key, check.cost, now_ns)
@@ -115,7 +147,7 @@ class Engine:
         else:
             verdict = Verdict(False, plan.tokens, 0, UNREACHABLE_RETRY_NS, UNREACHABLE_RETRY_NS, plan.window_s)
         verdict = replace(verdict, degraded=True, reason="unreachable" if policy == "deny" else verdict.reason)
-        return _shadowed(verdict) if rule.rule.shadow else verdict
+        return shadowed(verdict) if rule.rule.shadow else verdict
 
     def inspect(self, rule_name: str, key: str, now_ns: int) -> Bucket | UnknownRule:
         """Show a bucket, under the plan that holds it or else the one it would come under."""
@@ -132,8 +164,9 @@ class Engine:
         return bucket
 
     def forget(self, rule_name: str, key: str, now_ns: int) -> bool:
-        """Make a bucket full again; returns whether the rule is known."""
+        """Make a bucket full again, with nothing set aside; returns whether the rule is known."""
         self._orphans.drop(rule_name, key)
+        self.holds.drop((rule_name, key))
         rule = self.rules.get(rule_name)
         if rule is None:
             return False
@@ -142,6 +175,17 @@ class Engine:
                 table.forget(key)
         return True
 
+    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
+        """Give back up to `cost` whole tokens that a key has spent; returns how many."""
+        rule = self.rules.get(rule_name)
+        plan = rule and rule.holding(key)
+        return plan.refund(key, cost, now_ns) if plan else 0
+
+    def peek(self, rule: RuleInForce, check: Check, now_ns: int) -> Verdict:
+        """How a check's bucket stands, what is set aside being spent."""
+        plan = self.plan_for(rule, check.key, check.segment, now_ns)
+        return self.spend(plan, replace(check, cost=0), now_ns)
+
     # What travels between nodes.
 
     def take_changed(self) -> list[tuple[str, str]]:
@@ -149,10 +193,21 @@ class Engine:
         changed = [(name, key) for name, rule in self.rules.items() if rule.changed for key in rule.changed]
         for name, _ in changed:
             self.rules[name].changed.clear()
+        for more in (self.holds.changed, self.settlements.changed):
+            changed.extend(more)
+            more.clear()
         return changed
 
     def copy(self, rule_name: str, key: str, now_ns: int) -> Copy | None:
-        """The bucket for another node, or None when it is full."""
+        """The bucket, or what a batch has come to, for another node; None when there is nothing to tell."""
+        if rule_name == BATCHES:
+            return self.settlements.copy(key)
+        copy, bucket = self._copy(rule_name, key, now_ns), (rule_name, key)
+        if bucket not in self.holds:
+            return copy
+        return replace(copy or Copy(rule_name, key, DEFAULT_SEGMENT, 0), holds=self.holds.copy(bucket, now_ns))
+
+    def _copy(self, rule_name: str, key: str, now_ns: int) -> Copy | None:
         rule = self.rules.get(rule_name)
         if rule is None:
             return self._orphans.get(rule_name, key)
@@ -170,6 +225,9 @@ class Engine:
 
         With `follows` the other node owns the bucket, and it goes to the plan where that one has it.
         """
+        if copy.rule == BATCHES:
+            self.settlements.learn(copy)
+            return
         rule = self.rules.get(copy.rule)
         if rule is None:
             self._orphans.put(copy, follows=follows)
@@ -179,9 +237,12 @@ class Engine:
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
         holding = target if target.has(key) else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
+            self.holds.drop((copy.rule, key))
             if holding is not None:
                 holding.table.forget(key)
             return
+        if copy.holds:
+            self.holds.learn((copy.rule, key), copy.holds, now_ns)
         is_here = holding is None or holding is target
         if is_here and isinstance(target, TokenPlan) and not copy.account:
             target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
@@ -196,17 +257,14 @@ class Engine:
 
     def drop(self, rule_name: str, key: str) -> None:
         """Forget a bucket that is another node's."""
+        if rule_name == BATCHES:
+            self.settlements.drop(key)
         self._orphans.drop(rule_name, key)
+        self.holds.drop((rule_name, key))
         rule = self.rules.get(rule_name)
         plan = rule and rule.holding(key)
         if plan:
             plan.table.forget(key)
-
-    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
-        """Give back up to `cost` whole tokens that a key has spent; returns how many."""
-        rule = self.rules.get(rule_name)
-        plan = rule and rule.holding(key)
-        return plan.refund(key, cost, now_ns) if plan else 0
 
     def holdings(self) -> Iterator[list[tuple[str, str]]]:
         """(rule, key) of every bucket, in small pieces; what comes meanwhile may be missing, and is in `changed`."""
@@ -215,6 +273,8 @@ class Engine:
                 for keys in plan.table.key_pieces():
                     yield [(name, key) for key in keys]
         yield self._orphans.buckets()
+        yield list(self.holds)
+        yield from self.settlements.pieces()
 
     # What changes.
 
@@ -228,6 +288,7 @@ class Engine:
         self.backends.rename(known.rule.backend if known else None, rule.backend if rule else None)
         if rule is None:
             self.rules.pop(name, None)
+            self.holds.drop_rule(name)
             if known is not None:
                 self._dying += known.release()
             return
@@ -268,6 +329,7 @@ class Engine:
 
     def tick(self, now_ns: int) -> None:
         """Expire and free a bounded piece; to be called every 20 ms or so."""
+        self.settlements.tick(now_ns)
         done = 0
         for table in islice(self._sweep, TABLES_PER_TICK):
             self._dying += table.rotate(now_ns)
@@ -345,8 +407,3 @@ class Engine:
         for until_full_ns, key, shards in nsmallest(max(1, len(sample) // 16), sample, key=itemgetter(0)):
             shards.forget(key)
             self.evicted += until_full_ns > 0
-
-
-def _shadowed(verdict: Verdict) -> Verdict:
-    """Allow, and tell what would have been."""
-    return replace(verdict, allowed=True, retry_ns=0, would_allow=verdict.allowed, reason=None)

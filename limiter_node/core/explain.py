@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.algorithms.token_bucket import PPM
-from limiter_node.core.engine import UNKNOWN_RULE
 from limiter_node.core.model import Explanation, LimitVerdict, UnknownRule
 from limiter_node.core.plan import share_of
+from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import DEFAULT_SEGMENT
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core import deeds
 from limiter_node.core.custody import Custody
-from limiter_node.core.explain import explain
 from limiter_node.core.fence import ALWAYS_NS, Fence
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
@@ -21,7 +21,6 @@ from limiter_node.core.model import (
     Check,
     Copies,
     Copy,
-    Forgotten,
     News,
     Op,
     Outcome,
@@ -30,6 +29,7 @@ from limiter_node.core.model import (
     Pull,
     Pulled,
     Request,
+    Settled,
     Verdict,
 )
 from limiter_node.core.pulls import Pulls
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from limiter_node.core.model import Reply
     from limiter_node.core.replication import Bucket
 
-FORGOTTEN = Forgotten()
+GIVES_BACK = (Op.FORGET, Op.REFUND)
+"""Whoever else has the bucket is told to forget what it knows, for of two copies the one that has spent more counts."""
 
 
 class Keeper:
@@ -123,9 +124,7 @@ class Keeper:
                 forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         outcome = self._do(check, now_ns)
-        if self._engine.sync_rules and check.rule in self._engine.sync_rules:
-            return self._when_copied(check, outcome, now_ns)
-        return outcome
+        return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
 
     def can_stand_in(self, owner: str, now_ns: int) -> bool:
         """Whether this node, the replica, may decide in the place of an owner.
@@ -149,31 +148,34 @@ class Keeper:
         self.acted += 1
         outcome = self._do(check, now_ns)
         self.replication.put(self.ring, bucket, now_ns)
-        if isinstance(outcome, Verdict) and outcome.allowed and check.rule in self._engine.sync_rules:
-            return self.replication.without_copy(outcome)
-        return outcome
+        if isinstance(outcome, Settled):
+            self._engine.settlements.publish(check.key)
+        return self.replication.without_copy(check, outcome) if self._needs_copy(check, outcome) else outcome
 
     def _do(self, check: Check, now_ns: int) -> Outcome:
-        if check.op is Op.CHECK:
-            return self._engine.check(check, now_ns)
-        if check.op is Op.INSPECT:
-            return self._engine.inspect(check.rule, check.key, now_ns)
-        if check.op is Op.EXPLAIN:
-            return explain(self._engine, self._node_id, check, now_ns)
-        self._engine.forget(check.rule, check.key, now_ns)
-        self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
-        return FORGOTTEN
+        outcome = deeds.do(self._engine, self._node_id, check, now_ns)
+        if check.op in GIVES_BACK:
+            self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
+        return outcome
+
+    def _needs_copy(self, check: Check, outcome: Outcome) -> bool:
+        """Whether the replica is to have an outcome before it is told: all that an atomic batch goes by is so."""
+        if isinstance(outcome, Verdict):
+            spends = outcome.allowed and check.cost
+            return bool(spends and (check.op is Op.RESERVE or check.rule in self._engine.sync_rules))
+        return isinstance(outcome, Settled) and self._engine.settlements.is_draft(check.key)
 
     def _when_copied(self, check: Check, outcome: Outcome, now_ns: int) -> Outcome | Forward:
-        """Keep a verdict back until the replica has it; it says so when it had to go without."""
-        if not isinstance(outcome, Verdict) or not outcome.allowed or not check.cost:
-            return outcome
+        """Keep an outcome back until the replica has it, or see `Replication.without_copy`."""
         replica = self.ring.replica(check.key)
+        if isinstance(outcome, Settled) and (replica is None or self.fence.is_gone(replica, now_ns)):
+            self._engine.settlements.publish(check.key)
+            return outcome
         if replica is None:
             return outcome
         link = self._links.get(replica)
         if link is None or not link.is_usable(now_ns):
-            return self.replication.without_copy(outcome)
+            return self.replication.without_copy(check, outcome)
         forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
@@ -218,6 +220,7 @@ class Keeper:
             self._fenced_ns = self.fenced_ns_until(now_ns)
             self._lapsed_ns = None if has_right else now_ns
             self.lapses += not has_right
+            self._engine.settlements.drop_drafts()
             others = (self.ring.members.keys() | self.ring.leavers.keys()) - {self._node_id}
             self.custody.begin(self.ring, others, missed=True)
             for link in self._links.values():

@@ -49,7 +49,18 @@ class Carrier(Protocol):
 class Forward:
     """A check whose outcome comes later. Who gets it sets `reply` at once; it is never called before that."""
 
-    __slots__ = ("asks_help", "check", "deadline_ns", "expires_ns", "for_peer", "helpers", "reply", "rerouted", "trace")
+    __slots__ = (
+        "asks_help",
+        "check",
+        "deadline_ns",
+        "expires_ns",
+        "for_peer",
+        "helpers",
+        "is_sent",
+        "reply",
+        "rerouted",
+        "trace",
+    )
     reply: Callable[[Outcome], None]
 
     def __init__(self, check: Check, deadline_ns: int, *, expires_ns: int = 0, for_peer: bool = False) -> None:
@@ -58,6 +69,7 @@ class Forward:
         self.expires_ns = expires_ns or deadline_ns  # of the last way
         self.for_peer = for_peer  # a peer asked for help: it, not this node, answers when nobody can decide
         self.rerouted = False
+        self.is_sent = False  # to somebody who may have decided it
         self.asks_help = False  # whoever it is sent to need not be the owner
         self.helpers = 0  # nodes asked for help so far
         self.trace: str | None = None  # a request id, if the check is to be told in the log

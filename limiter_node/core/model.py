@@ -30,28 +30,40 @@ Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
 ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 """A name between nodes, which have checked it: to match the pattern of two again takes half the time of a `Copy`."""
 
+RuleName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")]
+"""Of a check: a rule's name, or `BATCHES`."""
+
 Revision = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=COST_MAX)]
+Place = Annotated[int, msgspec.Meta(ge=0)]
+Duration = Annotated[int, msgspec.Meta(ge=0, le=DURATION_MAX_NS)]
 
 
 class Op(IntEnum):
-    """What is asked about a bucket."""
+    """What is asked about a bucket, or (the last two) about an atomic batch, see `atomic`."""
 
     CHECK = 0
     INSPECT = 1
     FORGET = 2
+    REFUND = 3  # give `cost` back
+    RESERVE = 4  # a check whose tokens are only set aside if it is allowed
+    CONFIRM = 5  # spend what a batch has set aside
+    CANCEL = 6  # or do not
+    COMMIT = 7  # have the batch `key` spent, unless it is settled that it is not
+    RESOLVE = 8  # is the batch `key` spent? If that is not settled: no, from now on
     EXPLAIN = 9
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """May `key` spend `cost` tokens under `rule`? `op` may instead ask to show or to forget the bucket."""
+    """May `key` spend `cost` tokens under `rule`? `op` may ask something else about the bucket."""
 
-    rule: Name
+    rule: RuleName
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     cost: Tokens = 1
     segment: Name | None = None
     op: Op = Op.CHECK
+    hold: tuple[ShortText, Place] | None = None  # the atomic batch that it is part of, and its place there
 
 
 class LimitVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -110,6 +122,21 @@ class Unreachable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5)
     """The owner could not be asked to show or forget a bucket (a check gets a degraded verdict instead)."""
 
 
+class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """Whether an atomic batch is spent, once and for all."""
+
+    is_spent: bool
+
+
+class Refunded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """Tokens have been given back; the bucket as it stands now, as a `Verdict` has it."""
+
+    tokens: int  # whole ones really given back
+    limit: int
+    remaining: int
+    reset_ns: int
+
+
 class Explanation(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     """Why a check is decided as it is: what is in force for it on the node that decides, and what the bucket has."""
 
@@ -124,11 +151,14 @@ class Explanation(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8)
     priority: int
 
 
-Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
-Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable | Explanation
+Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Settled | Refunded | Explanation
+Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable | Settled | Refunded | Explanation
 
 CHECKS_PER_FRAME_MAX = 1000
 COPIES_PER_FRAME_MAX = 500
+HOLDS_MAX = 100
+"""Holds on one bucket at a time: at 5 ms a batch, of 20,000 a second on one key."""
+VALUES_PER_HOLD = 10
 MEMBERS_MAX = 1000
 ENTRIES_MAX = 8
 ENTRY_VALUES_MAX = 2_000
@@ -163,6 +193,24 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     values: Annotated[list[int], msgspec.Meta(max_length=ENTRY_VALUES_MAX)]  # none: nothing counts
 
 
+BATCHES = ""
+"""The rule's name in copies and checks whose key is an atomic batch: no rule is called so."""
+
+
+ENDED = 0
+"""The cost of a hold that has been spent or given back."""
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Tokens of a bucket that are set aside for a check of an atomic batch."""
+
+    batch: ShortText
+    place: Place  # of the check in the batch
+    cost: Tokens  # or ENDED
+    left_ns: Duration  # until it is asked what has become of the batch
+    segment: ShortText | None = None
+
+
 class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a key has spent under a rule, for a node that holds a copy of its bucket or takes it over."""
 
@@ -172,11 +220,12 @@ class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spent: int  # millionths of a token, rounded up; FORGOTTEN_SPENT: whatever the copy says is to be forgotten
     # Where the plan is not of a single token bucket, what was spent under each limit of it; then `spent` is 0.
     account: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] = []
+    holds: Annotated[tuple[Hold, ...], msgspec.Meta(max_length=HOLDS_MAX)] = ()
 
     @property
     def values(self) -> int:
-        """Numbers in the account."""
-        return sum(len(entry.values) for entry in self.account)
+        """Numbers in the account, and as many as the holds are long."""
+        return sum(len(entry.values) for entry in self.account) + VALUES_PER_HOLD * len(self.holds)
 
 
 FORGOTTEN_SPENT = -1
@@ -236,7 +285,7 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
     id: int
     revision: Revision
-    wanted: Annotated[list[tuple[Name, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+    wanted: Annotated[list[tuple[RuleName, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
     asked: Annotated[list[ShortText], msgspec.Meta(max_length=MEMBERS_MAX)] = []  # everybody who is still to tell it
 
 

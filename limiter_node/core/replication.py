@@ -15,14 +15,22 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.model import FORGOTTEN_SPENT, VALUES_PER_FRAME, Copies, Copy
+from limiter_node.core.model import (
+    FORGOTTEN_SPENT,
+    VALUES_PER_FRAME,
+    Copies,
+    Copy,
+    Settled,
+    Unreachable,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Forward
-    from limiter_node.core.model import Verdict
+    from limiter_node.core.model import Check, Outcome
     from limiter_node.core.ring import Ring
 
 COPIES_PER_FRAME = 50
@@ -42,6 +50,8 @@ SURVEY_PER_TICK_LEAVING = 2_000
 
 BULK_MAX = 1_000
 """A survey waits while more than this is to be handed over to some peer."""
+
+UNREACHABLE = Unreachable()
 
 Bucket = tuple[str, str]  # rule and key
 
@@ -81,8 +91,8 @@ class Outlet:
         self.bulk: dict[Bucket, bool] = {}  # handed over: unchanged for long
         self.bulk_ns = 0  # when some of them were last sent
         self.flight: dict[int, list[tuple[Bucket, bool]]] = {}  # by frame id
-        self.held: dict[Bucket, list[tuple[Forward, Verdict]]] = {}  # verdicts that wait for the next frame's ack
-        self.held_in: dict[int, list[tuple[Forward, Verdict]]] = {}  # and those of frames in flight
+        self.held: dict[Bucket, list[tuple[Forward, Outcome]]] = {}  # outcomes that wait for the next frame's ack
+        self.held_in: dict[int, list[tuple[Forward, Outcome]]] = {}  # and those of frames in flight
         self.confirmed_ns = 0  # when the peer last confirmed something, or nothing was due
         self.taken = 0  # buckets that have left `due`
         self.bulk_taken = 0  # and `bulk`
@@ -143,8 +153,8 @@ class Outlet:
             self.bulk_ns = now_ns
         self.flight[frame_id] = batch
 
-    def on_down(self) -> list[tuple[Forward, Verdict]]:
-        """The way is broken: what was under way is due again; returns the verdicts that waited."""
+    def on_down(self) -> list[tuple[Forward, Outcome]]:
+        """The way is broken: what was under way is due again; returns the outcomes that waited."""
         for batch in self.flight.values():
             for bucket, forgets in batch:
                 self.due[bucket] = forgets or self.due.get(bucket, False)
@@ -162,7 +172,7 @@ class Replication:
     def __init__(self, node_id: str, engine: Engine, *, wake: Callable[[str], None]) -> None:
         self.outlets: dict[str, Outlet] = {}
         self.sent = 0  # copies
-        self.uncopied = 0  # verdicts that were to wait for a copy and went without
+        self.uncopied = 0  # verdicts that were promised to wait for a copy and went without
         self._node_id = node_id
         self._engine = engine
         self._wake = wake
@@ -212,17 +222,24 @@ class Replication:
             if name is not None and name != self._node_id:
                 self.outlet(name).add(bucket, now_ns, forgets=forgets)
 
-    def hold(self, name: str, bucket: Bucket, forward: Forward, verdict: Verdict, now_ns: int) -> None:
-        """Keep a verdict back until a peer has the bucket."""
+    def hold(self, name: str, bucket: Bucket, forward: Forward, outcome: Outcome, now_ns: int) -> None:
+        """Keep an outcome back until a peer has the bucket."""
         outlet = self.outlet(name)
         outlet.add(bucket, now_ns)
-        outlet.held.setdefault(bucket, []).append((forward, verdict))
+        outlet.held.setdefault(bucket, []).append((forward, outcome))
         self._wake(name)
 
-    def without_copy(self, verdict: Verdict) -> Verdict:
-        """Mark a verdict that was to wait for a copy and goes without."""
+    def without_copy(self, check: Check, outcome: Outcome) -> Outcome:
+        """Let an outcome go that was to wait for a copy; a verdict of a rule that promises the copy is marked.
+
+        A settlement does not go: the replica might yet settle otherwise.
+        """
+        if isinstance(outcome, Settled):
+            return UNREACHABLE
+        if not isinstance(outcome, Verdict) or check.rule not in self._engine.sync_rules:
+            return outcome
         self.uncopied += 1
-        return replace(verdict, degraded=True)
+        return replace(outcome, degraded=True)
 
     def lag_ns(self, now_ns: int) -> int:
         """How long the peer that is furthest behind has confirmed nothing."""
@@ -269,25 +286,27 @@ class Replication:
         if outlet is None or outlet.flight.pop(frame_id, None) is None:
             return
         outlet.confirmed_ns = now_ns
-        for forward, verdict in outlet.held_in.pop(frame_id, ()):
-            forward.reply(verdict)
+        for forward, outcome in outlet.held_in.pop(frame_id, ()):
+            if isinstance(outcome, Settled):
+                self._engine.settlements.publish(forward.check.key)
+            forward.reply(outcome)
         if outlet.held or len(outlet.due) >= COPIES_PER_FRAME or (outlet.bulk and self.is_leaving):
             self._wake(name)
 
     def on_down(self, name: str) -> None:
-        """The way to a peer is broken; verdicts that waited for it go without."""
+        """The way to a peer is broken; outcomes that waited for it go without."""
         outlet = self.outlets.get(name)
         if outlet is not None:
-            for forward, verdict in outlet.on_down():
-                forward.reply(self.without_copy(verdict))
+            for forward, outcome in outlet.on_down():
+                forward.reply(self.without_copy(forward.check, outcome))
 
     def expire(self, now_ns: int) -> None:
-        """Let verdicts go whose deadline has passed."""
+        """Let outcomes go whose deadline has passed."""
         for outlet in self.outlets.values():
             for waiting in (*outlet.held.values(), *outlet.held_in.values()):
                 while waiting and waiting[0][0].deadline_ns <= now_ns:
-                    forward, verdict = waiting.pop(0)
-                    forward.reply(self.without_copy(verdict))
+                    forward, outcome = waiting.pop(0)
+                    forward.reply(self.without_copy(forward.check, outcome))
 
     def drop(self, name: str) -> None:
         """A peer is no more: nothing is due there."""

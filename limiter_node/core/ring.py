@@ -41,7 +41,7 @@ class Ring:
         self.members = dict(sorted(members.items()))
         ring = HashRing(
             {name: {"vnodes": POINTS_PER_WEIGHT, "weight": member.weight} for name, member in self.members.items()},
-            hash_fn=_hash,
+            hash_fn=position,
         )
         # By point: found on first use, for the search past nodes of the same zone takes long on a large ring.
         self._replicas: dict[int, str] = {}
@@ -54,7 +54,7 @@ class Ring:
         """The member that owns the key, or None in an empty ring."""
         if self._sole or not self._owners:
             return self._sole
-        # _hash, spelled out: this is on the path of every check.
+        # position, spelled out: this is on the path of every check.
         return self._owners[bisect(self._points, xxh3_64_intdigest(key.encode()))]
 
     def replica(self, key: str) -> str | None:
@@ -65,7 +65,7 @@ class Ring:
         """The owner of the key and its replica; None where the ring has not that many members."""
         if self._sole or not self._owners:
             return self._sole, None
-        start = bisect(self._points, _hash(key))
+        start = bisect(self._points, position(key))
         replica = self._replicas.get(start)
         if replica is None:
             replica = self._replicas[start] = self._find_replica(start)
@@ -110,7 +110,8 @@ class Ring:
         return owned / _CIRCLE
 
 
-def _hash(text: str) -> int:
+def position(text: str) -> int:
+    """Where a text lies on the ring: 64 bits that are the same on every node."""
     return xxh3_64_intdigest(text.encode())
 
 

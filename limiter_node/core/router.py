@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.controller import Controller
+from limiter_node.core.atomic import Batches
 from limiter_node.core.keeper import Keeper
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.lookout import Lookout
@@ -90,12 +91,14 @@ class Router:
             set_ring=on_ring,
         )
         self.controller = Controller(node_id, engine.backends)
+        self.batches = Batches(self)
         self.lookout = Lookout(tell)
         self.forwarded = 0
         self.rerouted = 0
         self.helped = 0  # forwards that went to another node than the owner
         self.unanswered = 0  # checks that ended in `on_unreachable`: of other nodes' keys
         self.fenced = 0  # and of this node's own, while it may not decide
+        engine.holds.set_pace(peer_timeout_ns)
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
         self._service = Service(self, peer_timeout_ns, on_traced)
@@ -188,12 +191,15 @@ class Router:
             self.fenced += 1
         else:
             self.unanswered += 1
-        if check.op is not Op.CHECK:
+        if check.op not in (Op.CHECK, Op.RESERVE):
             return UNREACHABLE
         return self.engine.check_alone(check, max(1, len(self.ring.members)), now_ns)
 
     def _send_on(self, forward: Forward, now_ns: int) -> None:
         """Find another way for a check that has failed on one."""
+        if _must_not_repeat(forward):
+            forward.reply(UNREACHABLE)
+            return
         if self.ring.owner(forward.check.key) == self.node_id:
             self._resume(forward, now_ns)
             return
@@ -215,6 +221,8 @@ class Router:
                 if batch := [forward for forward in forwards if forward.asks_help is helps]:
                     self._next_id += 1
                     link.pending[self._next_id] = batch
+                    for forward in batch:
+                        forward.is_sent = True
                     traces = {index: forward.trace for index, forward in enumerate(batch) if forward.trace}
                     requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps, traces))
         requests += self.keeper.flush(link, now_ns)
@@ -245,13 +253,14 @@ class Router:
             self.lookout.hear(link.peer.id, reply)
         else:
             self.keeper.on_reply(link, reply, now_ns)
-            self._settle(now_ns)
+        self._settle(now_ns)
 
     def _on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
         """Give the outcomes of an earlier frame to those who wait; an answer that comes too late has nobody waiting."""
         forwards = link.pending.pop(answer.id, [])
         for forward, result in zip(forwards, answer.results, strict=False):
             if isinstance(result, NotOwner):
+                forward.is_sent = False
                 self._reroute(forward, result.owner, answer.revision, now_ns)
             elif isinstance(result, Unreachable):
                 self._send_on(forward, now_ns)
@@ -267,7 +276,7 @@ class Router:
         While this node's own ring is older and does not know that owner, or gives the key to somebody else than this
         node, the check waits for the newer one, up to its deadline.
         """
-        if forward.rerouted:
+        if forward.rerouted or _must_not_repeat(forward):
             self._send_on(forward, now_ns)
             return
         forward.rerouted = True
@@ -368,7 +377,7 @@ class Router:
                 link.carrier.close()
 
     def _settle(self, now_ns: int) -> None:
-        """Find another place for checks that this node was to decide and cannot."""
+        """Find another place for checks that this node was to decide and cannot; go on with batches."""
         homeless, late = self.keeper.take_homeless(now_ns)
         for forward in homeless:
             owner = self.ring.owner(forward.check.key)
@@ -381,6 +390,7 @@ class Router:
                 self._resume(forward, now_ns)
         for forward in late:
             forward.reply(self._give_up(forward, now_ns))
+        self.batches.go_on(now_ns)
 
     def on_up(self, link: Link, now_ns: int) -> None:
         """The link carries frames."""
@@ -450,3 +460,8 @@ class Router:
             forward.reply(self._give_up(forward, now_ns))
         else:
             self._hoping.append(forward)
+
+
+def _must_not_repeat(forward: Forward) -> bool:
+    """Whether somebody may have done already what done twice would give too much."""
+    return forward.is_sent and forward.check.op is Op.REFUND

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 class Shortcut:
     """Decides, on a router's behalf, the checks that it would decide at once and allow, and sends off others' keys."""
 
-    __slots__ = ("_engine", "_keeper", "_router")
+    __slots__ = ("_engine", "_held", "_keeper", "_router")
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._engine = router.engine
+        self._held = router.engine.holds.tokens
         self._keeper = router.keeper
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
@@ -43,7 +44,9 @@ class Shortcut:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
-        if engine.entries.named and engine.entries.find(key) is not None:
+        if (engine.entries.named and engine.entries.find(key) is not None) or (
+            self._held and (rule_name, key) in self._held
+        ):
             return None
         grant = rule.default.grant(key, now_ns)
         gate = rule.gate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from limiter_node.core.model import Check, Explanation, LimitVerdict, Verdict
+    from limiter_node.core.model import Check, Explanation, LimitVerdict, Refunded, Verdict
     from limiter_node.core.plan import Grant
     from limiter_node.edge.tally import Series
 
@@ -69,6 +69,11 @@ class Problem(Exception):
         return {"status": self.status, "title": self.title, "detail": self.detail}
 
 
+def unknown_rule(rule: str) -> Problem:
+    """The problem of a rule that does not exist."""
+    return Problem(404, f"rule: {rule!r} does not exist", title="unknown rule")
+
+
 def problem_document(problem: Problem) -> dict[str, object]:
     """The body of an answer that is a problem."""
     name = problem.title.replace(" ", "-")
@@ -121,6 +126,14 @@ def limit_document(limit: LimitVerdict) -> dict[str, object]:
         "reset_after": limit.reset_ns / NS,
         "retry_after": None if limit.retry_ns < 0 else limit.retry_ns / NS,
     }
+
+
+def refund_json(rule: str, refunded: Refunded) -> bytes:
+    """What a refund has come to; seconds as floats."""
+    return (
+        f'{{"refunded":{refunded.tokens},"rule":"{rule}","limit":{refunded.limit},'
+        f'"remaining":{refunded.remaining},"reset_after":{refunded.reset_ns / NS}}}'
+    ).encode()
 
 
 def _limits_json(limits: list[LimitVerdict]) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from limiter_node.core.engine import UNKNOWN_RULE
 from limiter_node.core.links import Forward
-from limiter_node.core.model import NEVER, Check, Outcome, Verdict
+from limiter_node.core.model import NEVER, Check, Outcome, UnknownRule, Verdict
+from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import is_name
 from limiter_node.core.shortcut import Shortcut
 from limiter_node.edge.answers import (
@@ -22,10 +22,12 @@ from limiter_node.edge.answers import (
     UsualAnswers,
     json_answer,
     problem_answer,
+    unknown_rule,
     usual_grant,
     verdict_answer,
     verdict_json,
 )
+from limiter_node.edge.atomic_batch import AtomicBatch, RefundRequest
 from limiter_node.edge.explaining import ExplainedCheck
 from limiter_node.edge.requests import (
     ASKED_FIELDS,
@@ -35,6 +37,7 @@ from limiter_node.edge.requests import (
     check_or_problem,
     decode_batch,
     decode_check,
+    decode_refund,
     decode_report,
     decoded,
     find_unplain,
@@ -70,12 +73,14 @@ class CheckApi:
         self._engine = router.engine
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
+        self.allows_unknown = on_unknown_rule == "allow"
         self.shortcut = Shortcut(router).check
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
             b"/v1/check": {b"GET": self._get_check, b"POST": self._post_check},
             b"/v1/check/batch": {b"POST": self._post_batch},
+            b"/v1/refund": {b"POST": self._post_refund},
             b"/v1/explain": {b"GET": self._get_explain},
             b"/v1/report": {b"POST": self._post_report},
         }
@@ -136,6 +141,10 @@ class CheckApi:
 
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """Pass a check to the router, unless it is known that it cannot be decided."""
+        return self.find_obstacle(check) or self.router.check(check, now_ns)
+
+    def find_obstacle(self, check: Check) -> UnknownRule | Problem | None:
+        """Why a check cannot be decided, if that is known."""
         rule = self._engine.rules.get(check.rule)
         if rule is None:
             return UNKNOWN_RULE if is_name(check.rule) else bad_field("rule", f"{check.rule!r} is not allowed")
@@ -144,7 +153,7 @@ class CheckApi:
         segment = check.segment
         if segment is not None and segment not in rule.plans and not is_name(segment):
             return bad_field("segment", f"{segment!r} is not allowed")
-        return self.router.check(check, now_ns)
+        return None
 
     def judge(self, check: Check, outcome: Outcome | Problem, began_ns: int, path: str) -> Verdict | Problem:
         """What an outcome means to the caller; counts it."""
@@ -153,7 +162,7 @@ class CheckApi:
                 return outcome
             self.tally.unknown_rule += 1
             if self._on_unknown_rule == "error":
-                return Problem(404, f"rule: {check.rule!r} does not exist", title="unknown rule")
+                return unknown_rule(check.rule)
             allowed = self._on_unknown_rule == "allow"
             return Verdict(allowed, 0, 0, 0, 0 if allowed else NEVER, 0)
         self.tally.count(check, outcome, began_ns, path)
@@ -219,7 +228,12 @@ class CheckApi:
 
     def _post_batch(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
-        return _Batch(self, decode_batch(request.body), request, slot).ask()
+        bodies, is_atomic = decode_batch(request.body)
+        return (AtomicBatch if is_atomic else _Batch)(self, bodies, request, slot).ask()
+
+    def _post_refund(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
+        require_json(request.content_type, query)
+        return RefundRequest(self, decode_refund(request.body), request, slot).ask()
 
     def _post_report(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)

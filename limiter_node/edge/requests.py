@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec.structs import replace
 
 from limiter_node.core.errors import UNDECODABLE
-from limiter_node.core.model import COST_MAX, Check
+from limiter_node.core.model import COST_MAX, Check, Op
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
 from limiter_node.edge.answers import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from limiter_node.core.adaptive.guard import Kind
 
@@ -47,6 +48,12 @@ class CheckBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
         )
 
 
+class RefundBody(CheckBody, forbid_unknown_fields=True, gc=False):
+    """A refund as written in JSON."""
+
+    cost: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
 class AskedBody(CheckBody, forbid_unknown_fields=True, gc=False):
     """A check alone in its request, as written in JSON."""
 
@@ -61,12 +68,14 @@ class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose checks are all well-formed: the fast way."""
 
     checks: list[CheckBody]
+    atomic: bool = False
 
 
 class RawBatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose checks are looked at one by one."""
 
     checks: list[msgspec.Raw]
+    atomic: bool = False
 
 
 OUTCOMES_MAX = 10_000
@@ -105,10 +114,13 @@ ALLOWED = {
     "cost": "an integer of 0 or more",
     "segment": NAME_ALLOWED,
     "checks": f"an array of 1 to {BATCH_MAX} checks",
+    "atomic": "true or false",
     "deny_status": "401, 403 or 503",
     "explain": "true or false",
 }
+ALLOWED_IN_REFUND = {**ALLOWED, "cost": "an integer of 1 or more"}
 
+_decode_refund: Callable[[bytes], RefundBody] = msgspec.json.Decoder(RefundBody).decode
 decode_check: Callable[[bytes], AskedBody] = msgspec.json.Decoder(AskedBody).decode
 _decode_item: Callable[[bytes], CheckBody] = msgspec.json.Decoder(CheckBody).decode
 _decode_named: Callable[[bytes], NamedBody] = msgspec.json.Decoder(NamedBody).decode
@@ -164,12 +176,17 @@ def to_check(body: CheckBody) -> Check:
     )
 
 
-def decoded(body: bytes, decode: Callable[[bytes], Body], fields: str = CHECK_FIELDS) -> Body:
+def decoded(
+    body: bytes,
+    decode: Callable[[bytes], Body],
+    fields: str = CHECK_FIELDS,
+    allowed: Mapping[str, str] = ALLOWED,
+) -> Body:
     """Decode a JSON body that may have the `fields`; raises `Problem` naming the one that is wrong."""
     try:
         return decode(body)
     except msgspec.ValidationError as error:
-        raise Problem(400, _explain(str(error), fields)) from None
+        raise Problem(400, _explain(str(error), fields, allowed)) from None
     except UNDECODABLE as error:
         detail = f"not JSON: {error}" if body else "is empty"
         raise Problem(400, f"body: {detail}; allowed: a JSON object") from None
@@ -212,16 +229,23 @@ def _outcome(index: int, outcome: OutcomeBody) -> tuple[float | None, Kind, int]
     return (None if status == "error" else outcome.latency_ms), kind, outcome.count
 
 
-def decode_batch(body: bytes) -> list[CheckBody | Problem]:
-    """The checks of a batch, see `check_or_problem`; one that is badly formed is a `Problem` in its place."""
+def decode_refund(body: bytes) -> Check:
+    """The refund in a body."""
+    return replace(to_check(decoded(body, _decode_refund, allowed=ALLOWED_IN_REFUND)), op=Op.REFUND)
+
+
+def decode_batch(body: bytes) -> tuple[list[CheckBody | Problem], bool]:
+    """The checks of a batch, one that is badly formed as a `Problem` in its place, and whether it is atomic."""
     checks: list[CheckBody | Problem]
     try:
-        checks = [*_decode_batch(body).checks]
+        batch = _decode_batch(body)
+        checks, is_atomic = [*batch.checks], batch.atomic
     except UNDECODABLE:
-        checks = [_raw_check(item) for item in decoded(body, _decode_raw_batch, "checks").checks]
+        raw = decoded(body, _decode_raw_batch, "checks, atomic")
+        checks, is_atomic = [_raw_check(item) for item in raw.checks], raw.atomic
     if not 1 <= len(checks) <= BATCH_MAX:
         raise bad_field("checks", f"{len(checks)} checks")
-    return checks
+    return checks, is_atomic
 
 
 def check_or_problem(body: CheckBody | Problem) -> Check | Problem:
@@ -296,7 +320,7 @@ def _form_decoded(text: str, field: str) -> str:
         raise Problem(400, f"{field}: is not UTF-8; allowed: percent-encoded UTF-8") from None
 
 
-def _explain(message: str, fields: str) -> str:
+def _explain(message: str, fields: str, allowed: Mapping[str, str]) -> str:
     """msgspec's message, turned round: the field first, what is allowed last."""
     match = _FIELD_IN_ERROR.search(message)
     field = (match[1] or match[2]) if match else "body"
@@ -305,5 +329,4 @@ def _explain(message: str, fields: str) -> str:
         return f"{field}: unknown field; allowed: {fields}"
     if what.startswith("Object missing required field"):
         what = "is required"
-    allowed = ALLOWED.get(field, "a JSON object")
-    return f"{field}: {what[0].lower()}{what[1:]}; allowed: {allowed}"
+    return f"{field}: {what[0].lower()}{what[1:]}; allowed: {allowed.get(field, 'a JSON object')}"

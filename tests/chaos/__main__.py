@@ -57,14 +57,21 @@ def _show(context: click.Context, parameter: click.Parameter, value: bool) -> No
     type=click.IntRange(1_000, 1_000_000),
     help="Keys that have been spent when a node joins.",
 )
+@click.option(
+    "--kills",
+    default=Options().kills,
+    show_default=True,
+    type=click.IntRange(1, 1_000),
+    help="Nodes killed in the middle of atomic batches.",
+)
 @click.option("--logs", type=click.Path(dir_okay=False, path_type=Path), help="Write the nodes' logs to this file.")
-def main(only: Sequence[str], seconds: float, rate: float, keys: int, logs: Path | None) -> None:
+def main(only: Sequence[str], seconds: float, rate: float, keys: int, kills: int, logs: Path | None) -> None:
     """Hurt real fleets on this machine, under load, and hold them to what is promised.
 
     Each case starts an etcd and nodes of its own on free loopback ports, sends checks at a steady rate whether or not
     they are answered, does the harm, and counts. Cases with cut or slow links make network namespaces of their own;
-    they need root, and are skipped without. Nothing is left behind, after Ctrl-C neither. All cases take two to
-    three minutes.
+    they need root, and are skipped without. Nothing is left behind, after Ctrl-C neither. All cases take four to
+    five minutes.
 
     \b
         ./scripts/chaos                                  every case
@@ -78,7 +85,7 @@ def main(only: Sequence[str], seconds: float, rate: float, keys: int, logs: Path
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs ignore the latter
         signal.signal(number, signal.default_int_handler)
-    options = Options(rate_per_s=rate, hold_s=seconds, keys=keys)
+    options = Options(rate_per_s=rate, hold_s=seconds, keys=keys, kills=kills)
     reports: list[Report] = []
     code = 0
     with contextlib.ExitStack() as stack:

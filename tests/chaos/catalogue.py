@@ -7,7 +7,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.chaos import cases, link_cases
+from tests.chaos import batch_cases, cases, link_cases
 from tests.chaos.report import Options, Report
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CASES: dict[str, Case] = {
     "killed": cases.killed,
     "killed-sync": cases.killed_sync,
+    "killed-in-batches": batch_cases.killed_in_batches,
     "frozen": cases.frozen,
     "rolled": cases.rolled,
     "etcd-killed": cases.etcd_killed,

@@ -23,6 +23,7 @@ class Options:
     rate_per_s: float = 100.0  # checks of each load
     hold_s: float = 4.0  # how long a fault lasts, or is watched, where the promise names no length
     keys: int = 200_000  # spent before a node joins
+    kills: int = 20  # in the middle of atomic batches
 
 
 @dataclass(slots=True)

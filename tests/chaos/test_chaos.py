@@ -13,7 +13,7 @@ from tests.chaos.load import Load
 from tests.chaos.report import Options, Report, table
 from tests.fleet import say
 
-SHORT = Options(rate_per_s=60.0, hold_s=2.0)
+SHORT = Options(rate_per_s=60.0, hold_s=2.0, kills=2)
 HANG_S = 0.4
 
 
@@ -25,6 +25,13 @@ def test_a_fleet_with_cut_links_keeps_its_promises(name: str) -> None:
     say(table([report]))
     assert report.broken == []
     assert report.sent > 100
+
+
+def test_no_atomic_batch_stays_spent_in_part_when_a_node_is_killed_in_the_middle() -> None:
+    report = run("killed-in-batches", SHORT)
+    say(table([report]))
+    assert report.broken == []
+    assert report.sent > 20
 
 
 class HangingServer(socketserver.ThreadingTCPServer):

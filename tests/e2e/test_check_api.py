@@ -600,6 +600,60 @@ def test_a_batch_of_more_than_a_thousand_is_refused_whole(node: NodeProcess, key
     assert remaining(node, key) == 500
 
 
+# Atomic batches and refunds
+
+
+def atomic(node: NodeProcess, checks: list[Any]) -> tuple[bool, list[Any]]:
+    answer = post(node, json.dumps({"atomic": True, "checks": checks}), "/v1/check/batch")
+    assert answer.status == 200, answer
+    assert set(answer.body) == {"allowed", "results"}
+    return answer.body["allowed"], answer.body["results"]
+
+
+def test_an_atomic_batch_takes_all_or_nothing(node: NodeProcess, key: str) -> None:
+    checks = [{"rule": "daily", "key": key, "cost": 300}, {"rule": "bulk", "key": key, "cost": 300}]
+    is_allowed, results = atomic(node, checks)
+    assert (is_allowed, [result["remaining"] for result in results]) == (True, [200, 1700])
+    assert all(set(result) == VERDICT_FIELDS for result in results)
+    is_allowed, (denied, held_back) = atomic(node, checks)
+    assert (is_allowed, denied["allowed"], denied["remaining"]) == (False, False, 200)
+    assert denied["retry_after"] > 0
+    assert "reason" not in denied
+    assert (held_back["allowed"], held_back["reason"], held_back["remaining"]) == (False, "batch", 1700)
+    assert held_back["retry_after"] == 0
+    assert (remaining(node, key), remaining(node, key, "bulk")) == (200, 1700)
+
+
+def test_an_atomic_batch_with_a_bad_item_spends_nothing_and_says_which(node: NodeProcess, key: str) -> None:
+    good = {"rule": "daily", "key": key}
+    for bad, status in (({"rule": "no-such-rule", "key": key}, 404), ({**good, "cost": -1}, 400), (None, 400)):
+        is_allowed, (first, second) = atomic(node, [good, bad])
+        assert not is_allowed
+        assert (first["allowed"], first["reason"]) == (False, "batch")
+        assert second["error"]["status"] == status
+    assert_problem(post(node, json.dumps({"checks": [good], "atomic": "yes"}), "/v1/check/batch"), 400, "atomic")
+    assert remaining(node, key) == 500
+
+
+def test_a_refund_gives_back_what_was_spent(node: NodeProcess, key: str) -> None:
+    check(node, "daily", key, cost=20)
+    answer = post(node, json.dumps({"rule": "daily", "key": key, "cost": 5}), "/v1/refund")
+    assert answer.status == 200
+    assert answer.body | {"reset_after": 0} == {
+        "refunded": 5,
+        "rule": "daily",
+        "limit": 500,
+        "remaining": 485,
+        "reset_after": 0,
+    }
+    # Of the fifteenth token a little has been refilled meanwhile, so that it is not given back whole.
+    assert post(node, json.dumps({"rule": "daily", "key": key, "cost": 100}), "/v1/refund").body["refunded"] == 14
+    assert post(node, json.dumps({"rule": "daily", "key": key}), "/v1/refund").body["refunded"] == 0
+    assert remaining(node, key) == 500
+    assert_problem(post(node, json.dumps({"rule": "no-such-rule", "key": key}), "/v1/refund"), 404)
+    assert_problem(post(node, json.dumps({"rule": "daily", "key": key, "cost": 0}), "/v1/refund"), 400, "cost")
+
+
 # Unknown rules, paths, methods and content types
 
 

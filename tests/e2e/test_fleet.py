@@ -318,3 +318,30 @@ def _damaged(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 4)):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)
+
+
+# Several checks together
+
+
+def test_an_atomic_batch_over_three_owners_takes_all_or_nothing_and_a_refund_gives_back(fleet: Fleet) -> None:
+    fleet.put("rules/together", daily(10))
+    keys = [fleet.owned_by(node, 1, "together")[0] for node in fleet.nodes]
+
+    def ask(node: int, costs: Sequence[int]) -> tuple[bool, list[tuple[int, str | None]]]:
+        checks = [{"rule": "together", "key": key, "cost": cost} for key, cost in zip(keys, costs, strict=True)]
+        body = json.dumps({"atomic": True, "checks": checks})
+        answer = request(fleet.nodes[node].http, "POST", "/v1/check/batch", body).body
+        return answer["allowed"], [(result["remaining"], result.get("reason")) for result in answer["results"]]
+
+    def lefts(node: int) -> list[int]:
+        return [check(fleet.nodes[node], "together", key, cost=0).body["remaining"] for key in keys]
+
+    assert ask(0, (3, 4, 5)) == (True, [(7, None), (6, None), (5, None)])
+    assert lefts(1) == [7, 6, 5]
+    assert ask(1, (1, 1, 6)) == (False, [(7, "batch"), (6, "batch"), (5, None)])
+    assert lefts(2) == [7, 6, 5]
+    body = json.dumps({"rule": "together", "key": keys[2], "cost": 2})
+    refunded = request(fleet.nodes[0].http, "POST", "/v1/refund", body).body
+    assert (refunded["refunded"], refunded["remaining"]) == (2, 7)
+    assert ask(2, (1, 1, 6)) == (True, [(6, None), (5, None), (1, None)])
+    eventually(lambda: lefts(0) == [6, 5, 1], what="all of it spent")

@@ -13,25 +13,37 @@ from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadMessage
 from limiter_node.core.limits import COUNT_MAX, PERIOD_MAX_S
 from limiter_node.core.model import (
+    BATCHES,
     CHECKS_PER_FRAME_MAX,
     COST_MAX,
+    ENTRIES_MAX,
+    ENTRY_VALUES_MAX,
+    HOLDS_MAX,
     NEVER,
     SECONDS_MAX,
+    VALUES_PER_FRAME,
     Answer,
     Ask,
     Bucket,
     Check,
+    Copies,
+    Copy,
+    Entry,
     Forgotten,
     Frame,
     Hello,
+    Hold,
     Look,
     Looked,
     NotOwner,
     Op,
+    Refunded,
+    Settled,
     UnknownRule,
     Unreachable,
     Verdict,
 )
+from limiter_node.core.replication import COPIES_PER_FRAME
 from limiter_node.core.rules import parse_rule
 
 names = st.text("abcXYZ019._-", min_size=1, max_size=64)
@@ -42,7 +54,10 @@ keys = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_s
 tokens = st.integers(0, COST_MAX)
 times_ns = st.integers(0, 2**63 - 1)
 ids = st.integers(0, 2**63 - 1)
-checks = st.builds(Check, names, keys, tokens, st.one_of(st.none(), names), st.sampled_from(Op))
+holds = st.one_of(st.none(), st.tuples(texts, st.integers(0, 999)))
+checks = st.builds(
+    Check, names | st.just(BATCHES), keys, tokens, st.one_of(st.none(), names), st.sampled_from(Op), holds
+)
 verdicts = st.builds(
     Verdict,
     st.booleans(),
@@ -62,11 +77,24 @@ results = st.one_of(
     st.builds(Bucket, names, texts, tokens, tokens, tokens),
     st.builds(Forgotten),
     st.builds(Unreachable),
+    st.builds(Settled, st.booleans()),
+    st.builds(Refunded, tokens, tokens, tokens, times_ns),
+)
+copies = st.builds(
+    Copy,
+    names,
+    keys,
+    names,
+    tokens,
+    holds=st.lists(st.builds(Hold, names, st.integers(0, 999), tokens, times_ns, st.none() | names), max_size=3).map(
+        tuple
+    ),
 )
 frames = st.one_of(
     st.builds(Hello, names, st.integers(0, 100)),
     st.builds(Ask, ids, ids, st.lists(checks, max_size=8)),
     st.builds(Answer, ids, ids, st.lists(results, max_size=8)),
+    st.builds(Copies, ids, st.lists(copies, max_size=4)),
     st.builds(Look, ids, st.integers(0, SECONDS_MAX)),
     st.builds(Looked, ids, st.binary(max_size=200)),
 )
@@ -101,7 +129,7 @@ def test_frames_come_out_byte_by_byte_each_as_soon_as_it_is_whole(sent: list[Fra
 def read_or_refused(data: bytes, cuts: list[int] | None = None) -> None:
     try:
         for frame in decoded(data, cuts):
-            assert isinstance(frame, Hello | Ask | Answer | Look | Looked)
+            assert isinstance(frame, Hello | Ask | Answer | Copies | Look | Looked)
     except BadMessage:
         pass
 
@@ -166,7 +194,7 @@ BAD = {
     "a check of too much": msgspec.msgpack.encode([1, 1, 1, [["api", "k", COST_MAX + 1]]]),
     "a check of a fraction": msgspec.msgpack.encode([1, 1, 1, [["api", "k", 0.5]]]),
     "a check of a bad rule": msgspec.msgpack.encode([1, 1, 1, [["a/b", "k"]]]),
-    "an unknown question": msgspec.msgpack.encode([1, 1, 1, [["api", "k", 1, None, 7]]]),
+    "an unknown question": msgspec.msgpack.encode([1, 1, 1, [["api", "k", 1, None, 99]]]),
     "too many checks": msgspec.msgpack.encode([1, 1, 1, [["api", "k"]] * (CHECKS_PER_FRAME_MAX + 1)]),
     "too many results": msgspec.msgpack.encode([2, 1, 1, [[4]] * (CHECKS_PER_FRAME_MAX + 1)]),
     "text that is not UTF-8": b"\x93\x00\xa1\xff\x01",
@@ -203,12 +231,22 @@ def test_frames_before_a_bad_one_are_read_and_after_it_the_stream_is_dead() -> N
 
 
 def test_the_longest_frames_there_can_be_fit() -> None:
-    check = Check("r" * 64, "k" * 512, COST_MAX, "s" * 64, Op.FORGET)
+    check = Check("r" * 64, "k" * 512, COST_MAX, "s" * 64, Op.RESERVE, ("b" * 64, 999))
     ask = Ask(2**63 - 1, 2**63 - 1, [check] * CHECKS_PER_FRAME_MAX)
     assert decoded(encode(ask)) == [ask]
     verdict = Verdict(False, COST_MAX, COST_MAX, 2**63 - 1, 2**63 - 1, 2**63 - 1, True, False, "backend_overload")
     answer = Answer(2**63 - 1, 2**63 - 1, [verdict] * CHECKS_PER_FRAME_MAX)
     assert decoded(encode(answer)) == [answer]
+
+
+def test_the_longest_frame_of_copies_there_can_be_fits() -> None:
+    hold = Hold("b" * 16, 999, COST_MAX, 2**63 - 1, "s" * 64)
+    log = Entry("sliding_log", 2**31, [2**63 - 1] * ENTRY_VALUES_MAX)
+    copy = Copy("r" * 64, "k" * 512, "s" * 64, 2**63 - 1, [log] * ENTRIES_MAX, (hold,) * HOLDS_MAX)
+    few = Copy("r" * 64, "k" * 512, "s" * 64, 2**63 - 1, [], (hold,) * (VALUES_PER_FRAME // COPIES_PER_FRAME // 10))
+    copies = Copies(2**63 - 1, [*[few] * (COPIES_PER_FRAME - 1), copy])  # all but the last are less than it takes
+    assert sum(each.values for each in copies.copies[:-1]) < VALUES_PER_FRAME
+    assert decoded(encode(copies)) == [copies]
 
 
 @pytest.mark.parametrize(

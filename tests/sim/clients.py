@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Check, Op
 from tests.sim.world import NS_PER_MS, NS_PER_S
@@ -51,7 +53,11 @@ class Clients:
             if ready:
                 node = self._rng.choice(ready)
                 for _ in range(self._rng.randint(1, load.batch_max)):
-                    self.ask(node, self._random_check(load))
+                    if load.atomic_share and self._rng.random() < load.atomic_share:
+                        size = self._rng.randint(1, load.atomic_max)
+                        self.ask_together(node, [self._random_check(load) for _ in range(size)])
+                    else:
+                        self.ask(node, self._random_check(load))
             else:
                 self.refused += 1
 
@@ -59,25 +65,40 @@ class Clients:
 
     def ask_burst(self, burst: Burst) -> None:
         """Ask the same thing again and again, of one node or of all in turn."""
-        check = Check(burst.rule, burst.key, burst.cost, burst.segment)
+        checks = [Check(burst.rule, key, burst.cost, burst.segment) for key in (burst.key, *burst.others)]
         for number in range(burst.count):
             at_ns = burst.at_ms * NS_PER_MS + number * burst.every_us * 1_000
-            self._world.at(at_ns, LANE, lambda: self._ask_next(burst.node, check))
+            self._world.at(at_ns, LANE, lambda: self._ask_next(burst.node, checks))
 
     def ask(self, node: SimNode, check: Check) -> None:
         """Hand a check to a node, which takes it when it runs."""
         self.asked += 1
         node.run(lambda: self._take(node, check))
 
-    def _ask_next(self, name: str | None, check: Check) -> None:
-        ready = [node for node in self._nodes.values() if node.is_ready]
-        if name is not None:
-            self.ask(self._nodes[name], check)
-        elif ready:
-            self._turn += 1
-            self.ask(ready[self._turn % len(ready)], check)
+    def ask_together(self, node: SimNode, checks: list[Check]) -> None:
+        """Hand an atomic batch to a node; what asks something else than a check asks that instead."""
+        self.asked += 1
+        node.run(lambda: self._take_together(node, [replace(check, op=Op.CHECK) for check in checks]))
+
+    def _take_together(self, node: SimNode, checks: list[Check]) -> None:
+        batch = node.router.batches.check(checks, node.now_ns)
+        record = self._judge.batches.begin(node, batch)
+        if batch.is_done:
+            self._judge.batches.end(node, record, batch)
         else:
+            batch.reply = lambda done: self._judge.batches.end(node, record, done)
+
+    def _ask_next(self, name: str | None, checks: list[Check]) -> None:
+        ready = [node for node in self._nodes.values() if node.is_ready]
+        if name is None and not ready:
             self.refused += 1
+            return
+        self._turn += name is None
+        node = ready[self._turn % len(ready)] if name is None else self._nodes[name]
+        if len(checks) > 1:
+            self.ask_together(node, checks)
+        else:
+            self.ask(node, checks[0])
 
     def _take(self, node: SimNode, check: Check) -> None:
         ticket = self._judge.begin(node, check)

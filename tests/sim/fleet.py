@@ -43,6 +43,7 @@ class Report:
     steps: int
     asked: int
     outcomes: Counter[str]
+    partly_ms: float  # longest that an atomic batch was spent at some of its keys only
 
 
 class Fleet:
@@ -109,7 +110,14 @@ class Fleet:
         self.clients.keep_asking(scenario.load, (scenario.trouble_ms * NS_PER_MS, scenario.calm_ms * NS_PER_MS))
         self.world.run(scenario.until_ms * NS_PER_MS)
         self.judge.finish(self.nodes.values(), self.etcd)
-        return Report(self.world.fingerprint(), self.world.steps, self.clients.asked, self.judge.outcomes)
+        outcomes, batches = self.judge.outcomes, self.judge.batches
+        return Report(
+            self.world.fingerprint(),
+            self.world.steps,
+            self.clients.asked,
+            outcomes + batches.outcomes,
+            batches.partly_ns / NS_PER_MS,
+        )
 
     def _run_on(self, host: str, act: Callable[[], None]) -> None:
         self.nodes[host].run(act)

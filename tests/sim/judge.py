@@ -16,6 +16,7 @@ from limiter_node.core.errors import BadRule
 from limiter_node.core.links import LinkState
 from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule, Unreachable, Verdict
 from limiter_node.core.rules import decode_json, parse_rule
+from tests.sim.batches import Batches, is_set_aside
 from tests.sim.ledger import Ledger
 from tests.sim.node import PEER_TIMEOUT_NS, TICK_NS
 from tests.sim.world import NS_PER_MS
@@ -63,6 +64,7 @@ class Judge:
         within_ms = expect.delivers_within_ms
         self.ledger = Ledger(is_reachable, delivers_within_ns=within_ms and within_ms * NS_PER_MS)
         self.granted: Counter[tuple[str, str]] = Counter()  # tokens, by rule and key, owners' verdicts only
+        self.batches = Batches(world, self._broken, is_strict=expect.is_all_or_nothing)
         self.outcomes: Counter[str] = Counter()
         self._world = world
         self._expect = expect
@@ -80,6 +82,7 @@ class Judge:
         self.ledger.learned(node, key, value)
 
     def lost(self, node: SimNode) -> None:
+        self.batches.lost(node)
         self.ledger.lost(node)
 
     def found(self, node: SimNode) -> None:
@@ -98,7 +101,9 @@ class Judge:
         self._made[check, verdict] += 1
         if verdict.degraded:
             raise self._broken(node, check, "an owner's verdict is degraded")
-        if verdict.allowed and verdict.would_allow is not False:
+        if is_set_aside(check, verdict):
+            self.batches.reserved(check)
+        elif verdict.allowed and verdict.would_allow is not False:
             self.granted[check.rule, check.key] += check.cost
         if wrong := self.ledger.settle(node, check, verdict):
             raise self._broken(node, check, wrong)
@@ -111,6 +116,8 @@ class Judge:
         wrong: str | None = None
         real = verdict.allowed if verdict.would_allow is None else verdict.would_allow
         policy = self.ledger.policy(node, check.rule)
+        if policy == "local" and check.op is Op.RESERVE:
+            policy = "deny"  # nothing of a share can be set aside
         if not verdict.degraded:
             wrong = "decided alone, but the verdict is not degraded"
         elif parts != max(1, len(node.router.ring.members)):
@@ -124,6 +131,15 @@ class Judge:
 
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         self.ledger.forgot(node, rule, key)
+
+    def ended(self, node: SimNode, check: Check, tokens: int) -> None:
+        if not self.ledger.knows(node, check.rule):
+            return
+        is_spent = tokens > 0 and self.batches.ended(node, check)
+        if is_spent:
+            self.granted[check.rule, check.key] += tokens
+        if wrong := self.ledger.ended(node, check, tokens, is_spent=is_spent):
+            raise self._broken(node, check, wrong)
 
     # What callers see.
 
@@ -163,6 +179,7 @@ class Judge:
         for node in alive.values():
             self._judge_ring(node, sorted(alive))
             self._judge_documents(node, etcd)
+        self.batches.finish(alive.values())
         for mark, tokens in self._expect.granted.items():
             rule, _, key = mark.partition("/")
             if self.granted[rule, key] != tokens:
@@ -217,7 +234,7 @@ class Judge:
             if name not in node.engine.rules or node.engine.rules[name].rule != rule:
                 raise Violation(f"{node.name}: {key} is not in force")
 
-    def _broken(self, node: SimNode, check: Check, what: str) -> Violation:
+    def _broken(self, node: SimNode, check: Check | None, what: str) -> Violation:
         self._world.note(f"VIOLATION at {node.name}: {check}: {what}")
         return Violation(f"{node.name}: {check}: {what}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.model import Op
 from tests.sim.documents import OWN, Documents
 from tests.sim.meter import TOLERANCE, UNIT, Meter, Numbers
 
@@ -32,6 +33,7 @@ class Account:
     __slots__ = (
         "fastest",
         "granted_ns",
+        "held",
         "holder",
         "is_moved",
         "is_void",
@@ -56,6 +58,8 @@ class Account:
         self.place = place
         self.parts = parts
         self.meter = Meter(holder.now_ns)
+        # Set aside for atomic batches, by batch and place: tokens, and the capacity that they were allowed by.
+        self.held: dict[tuple[str, int], tuple[int, int]] = {}
         self.untold: list[tuple[int, int]] = []  # when (true ns) and how many tokens the holder granted untold
         self.lag_units = 0  # what copies may have refilled by numbers that were over
         self.slack = 0  # tokens that earlier holders granted and could not tell
@@ -80,6 +84,11 @@ class Account:
     def loose(self) -> int:
         """Tokens granted by the holder that nobody else is known to know of."""
         return sum(tokens for _, tokens in self.untold)
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens that are set aside."""
+        return sum(tokens for tokens, _ in self.held.values())
 
     def hand_to(self, node: SimNode, now: Numbers) -> None:
         """Another node decides from now on; the stretch before counts in true time, which nobody could know better."""
@@ -248,6 +257,30 @@ class Ledger:
 
     def settle(self, node: SimNode, check: Check, verdict: Verdict) -> str | None:
         """Book an owner's decision."""
+        account = self._account(node, check)
+        if verdict.allowed and verdict.would_allow is not False and check.op is not Op.RESERVE:
+            self._note_grant(node, account, check.cost)
+        return _book(account, self._numbers(account), check, verdict)
+
+    def ended(self, node: SimNode, check: Check, tokens: int, *, is_spent: bool) -> str | None:
+        """Book that what a batch had set aside is spent or given back; 0 tokens: that it was looked at."""
+        account = self._account(node, check)
+        if not tokens:
+            return None
+        assert check.hold is not None
+        capacity = self._numbers(account).capacity
+        for hold in [hold for hold in account.held if hold[0] == check.hold[0]]:
+            capacity = max(capacity, account.held.pop(hold)[1])
+        if not is_spent:
+            return None
+        self._note_grant(node, account, tokens)
+        slack = account.slack * UNIT + account.lag_units if account.is_moved else 0
+        fits = account.meter.fits(tokens, capacity, slack + TOLERANCE)
+        account.meter.level += tokens * UNIT
+        return None if fits else f"spent {tokens} tokens that were set aside, and are too many"
+
+    def _account(self, node: SimNode, check: Check) -> Account:
+        """The account of a bucket that a node decides, brought to the present."""
         place = self._documents[node.name].place(check.rule, check.key, check.segment)
         account = self._accounts.get((check.rule, check.key))
         if account is None:
@@ -262,13 +295,14 @@ class Ledger:
         if node.router.keeper.lapses != account.lapses:  # what others knew may have come back, a little older
             account.lapses = node.router.keeper.lapses
             account.is_moved = True
-        if verdict.allowed and verdict.would_allow is not False:
-            account.granted_ns = node.world.now_ns
-            if self._is_being_forgotten(check.rule, check.key):
-                account.slack += check.cost  # the deletion may yet come here
-            else:
-                account.untold.append((node.world.now_ns, check.cost))
-        return _book(account, self._numbers(account), check, verdict)
+        return account
+
+    def _note_grant(self, node: SimNode, account: Account, tokens: int) -> None:
+        account.granted_ns = node.world.now_ns
+        if self._is_being_forgotten(account.rule, account.key):
+            account.slack += tokens  # the deletion may yet come here
+        else:
+            account.untold.append((node.world.now_ns, tokens))
 
     def settle_share(self, node: SimNode, check: Check, parts: int, verdict: Verdict) -> str | None:
         """Book a decision that a node made alone, against its share."""
@@ -354,6 +388,8 @@ def _has_told(node: SimNode, account: Account) -> bool:
 def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str | None:
     """Compare one decision with the account; returns what is wrong with it."""
     meter, capacity = account.meter, now.capacity
+    if check.op is Op.RESERVE and verdict.reason == "batch":
+        return None  # it came late, and its batch is over
     is_allowed = verdict.allowed if verdict.would_allow is None else verdict.would_allow
     tokens = check.cost or 1
     if account.is_moved:
@@ -362,18 +398,29 @@ def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str
             excess = (meter.level + tokens * UNIT - capacity) / UNIT
             return f"granted {excess:.6f} tokens too many, of which {account.slack} may have been unknown"
         if is_allowed:
-            meter.level += check.cost * UNIT
+            _take(account, check, capacity)
         return None if verdict.limit == capacity // UNIT else f"says limit {verdict.limit}, is {capacity // UNIT}"
-    if is_allowed and not meter.fits(tokens, capacity, TOLERANCE):
-        excess = (meter.level + tokens * UNIT - capacity) / UNIT
+    free = capacity - account.held_tokens * UNIT
+    if is_allowed and not meter.fits(tokens, free, TOLERANCE):
+        excess = (meter.level + tokens * UNIT - free) / UNIT
         return f"granted {excess:.6f} tokens too many"
-    if not is_allowed and meter.fits(tokens, capacity, -TOLERANCE):
-        return f"denied {tokens} with {meter.left(capacity, 0)} tokens left"
+    if not is_allowed and meter.fits(tokens, free, -TOLERANCE):
+        return f"denied {tokens} with {meter.left(free, 0)} tokens left"
     if is_allowed:
-        meter.level += check.cost * UNIT
+        _take(account, check, capacity)
+        free = capacity - account.held_tokens * UNIT
     if verdict.limit != capacity // UNIT:
         return f"says limit {verdict.limit}, is {capacity // UNIT}"
-    least, most = meter.left(capacity, -TOLERANCE), meter.left(capacity, TOLERANCE)
+    least, most = meter.left(free, -TOLERANCE), meter.left(free, TOLERANCE)
     if not least <= verdict.remaining <= most:
         return f"says {verdict.remaining} remaining, are {most}"
     return None
+
+
+def _take(account: Account, check: Check, capacity: int) -> None:
+    """Spend the cost, or set it aside."""
+    if check.op is Op.RESERVE:
+        assert check.hold is not None
+        account.held[check.hold] = check.cost, capacity
+    else:
+        account.meter.level += check.cost * UNIT

@@ -15,6 +15,7 @@ from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.control.rulebook import RuleBook
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
+from limiter_node.core.reservations import Reservations
 from limiter_node.core.router import Router
 from tests.sim.etcd import SimEtcd, SimSession
 from tests.sim.links import AnsweringEnd, SimLink
@@ -73,12 +74,47 @@ class Witness(Protocol):
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The node made a bucket full again."""
 
+    def ended(self, node: SimNode, check: Check, tokens: int) -> None:
+        """The node spent, or gave back, so many tokens that were set aside for a batch; 0 when nothing was any more."""
+
+
+class WatchedReservations(Reservations):
+    """What is set aside, and what becomes of it, told to the witness."""
+
+    def __init__(self, engine: WatchedEngine) -> None:
+        super().__init__(engine)
+        self._watched = engine
+
+    def reserve(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        engine = self._watched
+        assert check.hold is not None
+        is_repeated = engine.holds.is_known((check.rule, check.key), check.hold)
+        engine.witness.decides(engine.node, check)
+        verdict = super().reserve(check, now_ns)
+        if is_repeated:
+            engine.witness.ended(engine.node, check, 0)
+        else:
+            engine.witness.decided(engine.node, check, verdict)
+        return verdict
+
+    def end(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
+        engine, bucket = self._watched, (check.rule, check.key)
+        tokens = engine.holds.tokens.get(bucket, 0)
+        engine.witness.decides(engine.node, check)
+        stands = super().end(check, now_ns)
+        engine.witness.ended(engine.node, check, tokens - engine.holds.tokens.get(bucket, 0))
+        return stands
+
 
 class WatchedEngine(Engine):
     """The engine, with every decision told to the witness."""
 
     node: SimNode
     witness: Witness
+
+    def __init__(self, *, buckets_max: int) -> None:
+        super().__init__(buckets_max=buckets_max)
+        self.reservations = WatchedReservations(self)
 
     def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
         self.witness.decides(self.node, check)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from tests.sim.faults import AnyFault, random_faults, random_moves
+from tests.sim.faults import AnyFault, Freeze, Kill, Leave, Partition, Start, random_faults, random_moves
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -52,10 +52,15 @@ class Load(Part, frozen=True):
     batch_max: int = 1  # most checks that one caller asks of a node at once
     inspect_share: float = 0.0
     forget_share: float = 0.0
+    atomic_share: float = 0.0  # of what a caller asks at once, batches that are to be taken together or not at all
+    atomic_max: int = 4  # most checks in one of these
 
 
 class Burst(Part, frozen=True):
-    """Checks asked one after another at a given time, on a given node or round the fleet."""
+    """Checks asked one after another at a given time, on a given node or round the fleet.
+
+    With `others`, each is an atomic batch of the key and these.
+    """
 
     at_ms: int
     rule: str
@@ -65,6 +70,7 @@ class Burst(Part, frozen=True):
     count: int = 1
     node: str | None = None
     every_us: int = 100
+    others: tuple[str, ...] = ()
 
 
 class Expect(Part, frozen=True):
@@ -72,6 +78,7 @@ class Expect(Part, frozen=True):
 
     settles_within_ms: int = 3_500  # after the last fault: from then on every check is decided by its owner
     is_never_degraded: bool = False
+    is_all_or_nothing: bool = False  # so little goes wrong that no atomic batch may be spent in part
     delivers_within_ms: int | None = None  # only what was granted so shortly before a death may be unknown to others
     granted: dict[str, int] = {}  # by "rule/key": tokens granted by owners, exactly
     known_bug: str | None = None  # why it fails today; it must fail until that is mended
@@ -166,6 +173,7 @@ def generate(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scenario:
             batch_max=rng.choice((1, 1, 4)),
             inspect_share=rng.choice((0.0, 0.05)),
             forget_share=rng.choice((0.0, 0.0, 0.01)),
+            atomic_share=random.Random(f"atomic share {seed}").choice((0.0, 0.0, 0.3)),
         ),
         faults=random_faults(rng, [node.id for node in nodes], FAULTS_UNTIL_MS),
     )
@@ -195,6 +203,57 @@ def generate_moving(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scena
         faults=steady.faults + moves,
         expect=Expect(settles_within_ms=9_000),
     )
+
+
+def generate_atomic(seed: int, nodes_low: int = 3, nodes_high: int = 4) -> Scenario:
+    """Atomic batches over keys of all nodes, one of which dies, freezes, is cut off or leaves in the middle of many."""
+    rng = random.Random(f"atomic {seed}")
+    steady = generate(seed, max(3, nodes_low), max(3, nodes_high))
+    victim = (rng.choice(steady.nodes).id,)
+    at_ms = rng.randint(600, 900)
+    back_ms = at_ms + rng.choice((100, 1_000, 4_000))
+    keys = tuple(f"user:{number}" for number in range(rng.choice((6, 12, 40))))
+    fault: AnyFault
+    match rng.randrange(8):
+        case 0:
+            fault = Kill(at_ms=at_ms, nodes=victim, is_silent=True)
+        case 1:
+            fault = Freeze(at_ms=at_ms, until_ms=back_ms, nodes=victim)
+        case 2:
+            fault = Partition(at_ms=at_ms, until_ms=back_ms, links=(f"{victim[0]}|*",))
+        case 3:
+            fault = Leave(at_ms=at_ms, nodes=victim)
+        case _:
+            fault = Kill(at_ms=at_ms, nodes=victim)
+    backs = isinstance(fault, Kill) and rng.random() < 0.3
+    return replace(
+        steady,
+        name=f"atomic seed {seed}",
+        about="atomic batches, and one node that dies, freezes, is cut off or leaves in the middle of many",
+        documents={
+            "rules/api": {"rate": "100/s", "burst": rng.choice((5, 100))},
+            "rules/other": {"rate": "1/m", "burst": 200, "algorithm": rng.choice(ALGORITHMS[1:3])},
+        },
+        changes=(),
+        load=Load(
+            checks_per_s=60.0,
+            keys=keys,
+            rules=("api", "other"),
+            costs=rng.choice(((1,), (0, 1, 2, 5))),
+            atomic_share=rng.choice((0.5, 1.0)),
+        ),
+        bursts=tuple(_batches(rng, keys, at_ms) for _ in range(10)),
+        faults=(fault, *((Start(at_ms=back_ms, nodes=victim),) if backs else ())),
+        expect=Expect(settles_within_ms=7_000, is_all_or_nothing=True),
+    )
+
+
+def _batches(rng: random.Random, keys: Sequence[str], at_ms: int) -> Burst:
+    """Some atomic batches of the same three to five keys, around a time."""
+    key, *others = rng.sample(keys, rng.randint(3, 5))
+    rule = rng.choice(("api", "other"))
+    every_us = rng.randint(500, 1_500)
+    return Burst(at_ms=at_ms - 4, rule=rule, key=key, others=tuple(others), count=6, every_us=every_us)
 
 
 def _changes(rng: random.Random, keys: tuple[str, ...]) -> list[DocumentChange]:

@@ -44,6 +44,10 @@ class Sender:
         self.replication.begin_survey(self.ring)
         self.outcomes: list[Outcome] = []
 
+    def promise_copies(self) -> None:
+        rule = {"rate": "1/d", "burst": BURST, "durability": "sync"}
+        self.engine.set_rule("api", parse_rule("api", rule), NOW_NS)
+
     def spend(self, *keys: str, cost: int = 1) -> None:
         for key in keys:
             self.engine.check(Check("api", key, cost), self.now_ns)
@@ -429,6 +433,7 @@ def test_verdicts_of_one_frame_go_out_together_and_others_wait_for_theirs(sender
 
 @pytest.mark.parametrize("is_sent", [False, True])
 def test_a_held_verdict_goes_without_the_copy_at_its_deadline_and_says_so(sender: Sender, is_sent: bool) -> None:
+    sender.promise_copies()
     sender.spend(K)
     sender.hold(K, 100)
     sender.hold(K, 101)
@@ -447,6 +452,7 @@ def test_a_held_verdict_goes_without_the_copy_at_its_deadline_and_says_so(sender
 @pytest.mark.parametrize("is_sent", [False, True])
 @pytest.mark.parametrize("how", ["on_down", "drop"])
 def test_held_verdicts_go_without_the_copy_when_the_way_breaks(sender: Sender, how: str, is_sent: bool) -> None:
+    sender.promise_copies()
     sender.spend(K)
     sender.hold(K)
     if is_sent:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiter_node.core.model import COST_MAX, Check
+from limiter_node.core.model import COST_MAX, Check, Op
 from limiter_node.edge.answers import Problem
 from limiter_node.edge.requests import (
     ALLOWED,
@@ -16,6 +16,7 @@ from limiter_node.edge.requests import (
     check_or_problem,
     decode_batch,
     decode_check,
+    decode_refund,
     decoded,
     parse_query,
     require_json,
@@ -202,7 +203,7 @@ def test_any_body_is_a_check_or_a_problem(body: bytes) -> None:
 
 
 def batch_of(body: bytes) -> list[Check | Problem]:
-    return [check_or_problem(item) for item in decode_batch(body)]
+    return [check_or_problem(item) for item in decode_batch(body)[0]]
 
 
 def test_a_batch_is_checks_in_their_order() -> None:
@@ -252,7 +253,9 @@ def test_a_batch_has_up_to_1000_checks(size: int) -> None:
         (body_of({"checks": [None] * 1_001}), "checks: 1001 checks; allowed: an array of 1 to 1000 checks"),
         (b'{"checks": 5}', "checks: expected array, got int; allowed: an array of 1 to 1000 checks"),
         (b'{"checks": {}}', "checks: expected array, got object; allowed: an array of 1 to 1000 checks"),
-        (body_of({"checks": [ONE], "rule": "api"}), "rule: unknown field; allowed: checks"),
+        (body_of({"checks": [ONE], "rule": "api"}), "rule: unknown field; allowed: checks, atomic"),
+        (body_of({"checks": [ONE], "atomic": 1}), "atomic: expected bool, got int; allowed: true or false"),
+        (body_of({"checks": [ONE], "atomic": None}), "atomic: expected bool, got null; allowed: true or false"),
     ],
 )
 def test_a_batch_that_is_no_good_as_a_whole_is_told_why(body: bytes, detail: str) -> None:
@@ -260,6 +263,42 @@ def test_a_batch_that_is_no_good_as_a_whole_is_told_why(body: bytes, detail: str
         decode_batch(body)
     assert caught.value.status == 400
     assert caught.value.detail.startswith(detail)
+
+
+def test_a_batch_is_atomic_when_it_says_so() -> None:
+    for atomic, is_atomic in (({}, False), ({"atomic": False}, False), ({"atomic": True}, True)):
+        assert decode_batch(body_of({"checks": [ONE], **atomic})) == (
+            decode_batch(body_of({"checks": [ONE]}))[0],
+            is_atomic,
+        )
+        assert decode_batch(body_of({"checks": [ONE, None], **atomic}))[1] is is_atomic
+
+
+@pytest.mark.parametrize(
+    ("body", "check"),
+    [
+        (ONE, Check("api", "user:42", op=Op.REFUND)),
+        ({**ONE, "cost": 3, "segment": "free"}, Check("api", "user:42", 3, "free", Op.REFUND)),
+    ],
+)
+def test_a_refund_is_read(body: Any, check: Check) -> None:
+    assert decode_refund(body_of(body)) == check
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({**ONE, "cost": 0}, "cost: expected int >= 1; allowed: an integer of 1 or more"),
+        ({**ONE, "cost": 1.5}, "cost: expected int, got float; allowed: an integer of 1 or more"),
+        ({"rule": "api"}, "key: is required; allowed: a string of 1 to 512 bytes"),
+        ({**ONE, "key": ""}, "key: is empty"),
+        ({**ONE, "tokens": 3}, "tokens: unknown field; allowed: rule, key, cost, segment"),
+    ],
+)
+def test_a_refund_that_is_no_good_is_told_why(body: Any, detail: str) -> None:
+    with pytest.raises(Problem) as caught:
+        decode_refund(body_of(body))
+    assert (caught.value.status, caught.value.detail[: len(detail)]) == (400, detail)
 
 
 DEEP = b"[" * 100_000

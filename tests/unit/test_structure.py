@@ -59,7 +59,14 @@ IMPORTERS = {
     "uvloop": {"cli.py"},
 }
 # One state machine each: cut in two they would be read as one.
-LINES_MAX = {"control/etcd.py": 490, "core/keeper.py": 430, "core/router.py": 460, "edge/http.py": 405}
+LINES_MAX = {
+    "control/etcd.py": 490,
+    "core/engine.py": 410,
+    "core/keeper.py": 440,
+    "core/replication.py": 405,
+    "core/router.py": 470,
+    "edge/http.py": 405,
+}
 LINES_MAX_ELSEWHERE = 400
 FUNCTION_LINES_MAX = 60
 
