@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limiter_node.core.joint_plan import JointPlan
 from limiter_node.core.limits import under
-from limiter_node.core.plan import tables
+from limiter_node.core.plan import move, share_of, tables
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.table import SHARDS
 from limiter_node.core.token_plan import TokenPlan
@@ -171,19 +171,23 @@ class RuleInForce:
 
     def _set_plan(self, plans: dict[str, Plan], name: str, limits: Limits, now_ns: int) -> Plan:
         """Have the plan of a segment or pattern go by these limits: the present one, one that was, or a new one."""
-        plan = plans.get(name)
-        if plan is not None and not plan.fits(limits):
-            self.retired.append((name, plan))
-            plan = None
-        if plan is None:
-            known = [each for each in self.retired if each[0] == name and each[1].fits(limits)]
-            if not known:
-                plan = plans[name] = self._new_plan(name if plans is self.plans else DEFAULT_SEGMENT, limits, now_ns)
-                return plan
-            plan = known[0][1]
+        before = plans.get(name)
+        if before is not None and before.fits(limits):
+            before.set_numbers(limits, self.multiplier_ppm, now_ns)
+            return before
+        known = [each for each in self.retired if each[0] == name and each[1].fits(limits)]
+        if known:
             self.retired.remove(known[0])
-        plan.set_numbers(limits, self.multiplier_ppm, now_ns)
+            plan = known[0][1]
+            plan.set_numbers(limits, self.multiplier_ppm, now_ns)
+        else:
+            plan = self._new_plan(name if plans is self.plans else DEFAULT_SEGMENT, limits, now_ns)
         plans[name] = plan
+        if before is not None:
+            self.retired.append((name, before))
+        for former, retired in self.retired:
+            if former == name:
+                _hand_on_share(retired, plan, now_ns)
         return plan
 
     def _fade(self, plan: Plan, now_ns: int) -> None:
@@ -221,3 +225,13 @@ class RuleInForce:
     def _relate(self) -> None:
         is_only = len(self.plans) == 1 and not self.retired and not self.patterns
         self.only = self.default if is_only else None
+
+
+def _hand_on_share(before: Plan, plan: Plan, now_ns: int) -> None:
+    """Have what this node granted alone count on; at once, for few keys were asked for meanwhile."""
+    if before.share is None:
+        return
+    share = share_of(plan, before.share.parts, now_ns)
+    for keys in before.share.table.key_pieces():
+        for key in keys:
+            move(key, before.share, share, now_ns)

@@ -393,3 +393,14 @@ def test_past_the_cap_those_nearest_to_full_go_first(algorithm: str) -> None:
     assert engine.evicted > 0
     if algorithm in ("token_bucket", "leaky_bucket"):
         assert spend(engine, 0, START_NS + 100, key="k0").remaining == 98
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_share_keeps_what_was_spent_when_the_period_changes_and_back(engine: Engine, algorithm: str) -> None:
+    left = []
+    for rate in ("30/d", "60/h", "30/d"):
+        put(engine, rate=rate, algorithm=algorithm)
+        verdict = engine.check_alone(Check("api", "k", 4), 3, START_NS)
+        assert isinstance(verdict, Verdict)
+        left.append(verdict.remaining)
+    assert left == [6, 12, 2], "of 10, 20 and 10; the last was denied"
