@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from limiter_node.core.algorithms import build
 from limiter_node.core.limits import BUCKETS
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, LimitVerdict, Verdict
-from limiter_node.core.plan import NoKin, continued, move, share_of
+from limiter_node.core.plan import NoKin, PlanBase, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Shards
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from limiter_node.core.algorithms.face import Algorithm, Decision, State, Wall
     from limiter_node.core.limits import Limit, Limits
-    from limiter_node.core.plan import Grant, Kin, Plan
+    from limiter_node.core.plan import Grant, Kin
 
 States = tuple["State | None", ...]
 
@@ -72,23 +72,10 @@ def shape_of(limits: Limits) -> list[tuple[Any, ...]]:
     return [(limit.algorithm, limit.period_s, limit.calendar, limit.timezone) for limit in limits]
 
 
-class JointPlan:
+class JointPlan(PlanBase):
     """A `Plan` of any limits. `wall` is what windows of the calendar go by."""
 
-    __slots__ = (
-        "_wall",
-        "algorithms",
-        "changed",
-        "kin",
-        "limits",
-        "multiplier_ppm",
-        "parts",
-        "segment",
-        "share",
-        "table",
-        "tokens",
-        "window_s",
-    )
+    __slots__ = ("_wall", "algorithms", "table")
 
     def __init__(
         self,
@@ -104,11 +91,7 @@ class JointPlan:
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
-        self.segment = segment
-        self.parts = parts
-        self.kin = kin
-        self.changed = changed
-        self.share: Plan | None = None
+        super().__init__(segment, kin=kin, changed=changed, parts=parts)
         self._wall = wall
         self.algorithms = [build(limit, multiplier_ppm, parts, now_ns, wall) for limit in limits]
         self.table = JointTable(census, self.algorithms, now_ns, shards)
@@ -165,7 +148,7 @@ class JointPlan:
 
     def _verdict(self, decisions: list[Decision]) -> Verdict:
         """In the numbers of the limit that denies longest, else of the one with least left."""
-        tightest = max(range(len(decisions)), key=lambda index: _tightness(decisions[index]))
+        tightest = _tightest(decisions)
         said, limit = decisions[tightest], self.limits[tightest]
         waits = [decision.wait_ns for decision in decisions if decision.wait_ns is not None]
         return Verdict(
@@ -222,7 +205,7 @@ class JointPlan:
         states = self.table.states(key) or (None,) * len(self.algorithms)
         pairs = list(zip(self.algorithms, states, strict=True))
         decisions = [algorithm.decide(state, 0, now_ns) for algorithm, state in pairs]
-        tightest = max(range(len(decisions)), key=lambda index: _tightness(decisions[index]))
+        tightest = _tightest(decisions)
         algorithm, state = pairs[tightest]
         return Bucket(
             self.segment,
@@ -275,6 +258,11 @@ def _unpacked(algorithm: Algorithm, entry: Entry, limit: Limit, now_ns: int) -> 
         return None  # of a peer with a bug, or a limit of other numbers: nothing to learn from
 
 
-def _tightness(decision: Decision) -> tuple[int, int]:
-    retry_ns = DURATION_MAX_NS if decision.retry_ns == NEVER else decision.retry_ns
-    return retry_ns, -decision.remaining
+def _tightest(decisions: list[Decision]) -> int:
+    """The limit that denies longest, else the one with least left."""
+
+    def tightness(index: int) -> tuple[int, int]:
+        retry_ns = decisions[index].retry_ns
+        return DURATION_MAX_NS if retry_ns == NEVER else retry_ns, -decisions[index].remaining
+
+    return max(range(len(decisions)), key=tightness)

@@ -98,6 +98,23 @@ class Plan(Protocol):
         """Have the key spent at least what an account says; returns whether that is news."""
 
 
+class PlanBase:
+    """What both kinds of plan keep besides their buckets."""
+
+    __slots__ = ("changed", "kin", "limits", "multiplier_ppm", "parts", "segment", "share", "tokens", "window_s")
+    limits: Limits
+    multiplier_ppm: int
+    tokens: int
+    window_s: int
+
+    def __init__(self, segment: str, *, kin: Kin, changed: set[str], parts: int) -> None:
+        self.segment = segment
+        self.kin = kin
+        self.changed = changed
+        self.parts = parts
+        self.share: Plan | None = None
+
+
 def pass_gate(
     plan: Plan, gate: Gate, check: Check, priority: int, verdict: Verdict, *, now_ns: int, is_shadow: bool
 ) -> Verdict:

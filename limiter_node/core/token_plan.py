@@ -9,33 +9,20 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.algorithms.token_bucket import PPM, UNIT, in_micros, in_units, slope, take
 from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, Verdict
-from limiter_node.core.plan import NoKin, continued, move, share_of
+from limiter_node.core.plan import NoKin, PlanBase, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limiter_node.core.limits import Limits
-    from limiter_node.core.plan import Grant, Kin, Plan
+    from limiter_node.core.plan import Grant, Kin
 
 
-class TokenPlan:
+class TokenPlan(PlanBase):
     """A `Plan` of a single token bucket."""
 
-    __slots__ = (
-        "burst",
-        "changed",
-        "kin",
-        "limits",
-        "multiplier_ppm",
-        "numbers",
-        "parts",
-        "segment",
-        "share",
-        "table",
-        "tokens",
-        "window_s",
-    )
+    __slots__ = ("burst", "numbers", "table")
 
     def __init__(
         self,
@@ -50,11 +37,7 @@ class TokenPlan:
         parts: int = 1,
         shards: int = SHARDS,
     ) -> None:
-        self.segment = segment
-        self.parts = parts
-        self.kin = kin
-        self.changed = changed
-        self.share: Plan | None = None
+        super().__init__(segment, kin=kin, changed=changed, parts=parts)
         self.table = Table(census, now_ns, UNIT, 1, 1, shards=shards)
         self.set_numbers(limits, multiplier_ppm, now_ns)
 
