@@ -15,14 +15,15 @@ import os
 import shlex
 import signal
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench import machine, memory
-from bench.load import CHECKS_PER_BATCH, CONNECTIONS, Mode, Run, command, drive, keys_of_13_bytes
-from bench.servers import ServerError, Stage, owners, put
+from bench.load import CHECKS_PER_BATCH, CONNECTIONS, Mode, Run, command, cpu_ns, drive, keys_of_13_bytes
+from bench.servers import ServerError, Stage, owners, put, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ class Subject:
     mode: Mode = "get"
     # Other nodes that work on the same checks: the owner, or its replica.
     behind: tuple[Node, ...] = ()
+    denies: bool = False
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -97,11 +99,12 @@ class Group:
         }
         print(f"  $ {shlex.join(next(iter(argvs.values())))}", flush=True)
         for subject, argv in argvs.items():
-            drive([f"-d{WARM_S}s" if word.startswith("-d") else word for word in argv], subject.pids)
+            warm = [f"-d{WARM_S}s" if word.startswith("-d") else word for word in argv]
+            drive(warm, subject.pids, denies=subject.denies)
         stolen_before, ticks_before = machine.cpu_ticks()
         for turn in range(1, plan.rounds + 1):
             for subject, argv in argvs.items():
-                run = drive(argv, subject.pids)
+                run = drive(argv, subject.pids, denies=subject.denies)
                 self.runs.setdefault(subject.name, []).append(run)
                 _progress(f"round {turn}/{plan.rounds}  {subject.name}  {run.checks_per_s:,.0f}/s")
         _progress("")
@@ -240,6 +243,39 @@ def bench_forward(plan: Plan, *, quick: bool) -> dict[str, Any]:
     return group.as_json()
 
 
+def bench_denied(plan: Plan, *, quick: bool) -> dict[str, Any]:
+    """One key that is denied and asked for again and again, at a node that does not own it."""
+    del quick
+    with Stage() as stage:
+        etcd = stage.etcd(cpu=plan.load_cpu)
+        put(etcd, f"/limiter/rules/{RULE}", {"rate": "1/d", "burst": 1})
+        asked, owner = (
+            stage.node(name, ["--etcd", etcd], cpu=plan.server_cpu) for name in ("bench-asked", "bench-owner")
+        )
+        keys = keys_of_13_bytes(100, seed=plan.seed)
+        key = next(key for key, name in zip(keys, owners(asked.admin, keys), strict=True) if name == "bench-owner")
+        assert read_json(f"http://{owner.http}/v1/check?rule={RULE}&key={key}")["allowed"]
+        keyfile = _keyfile(stage, [key])
+        elsewhere, there = "denied GET, asking another node", "denied GET, asking the owner"
+        group = Group(
+            f"denied: two nodes on one core and a real etcd, one key that has nothing left, {CONNECTIONS} connections",
+            subjects=[
+                Subject(elsewhere, asked, behind=(owner,), denies=True),
+                Subject(there, owner, behind=(asked,), denies=True),
+            ],
+            figures=[Figure(elsewhere, there, 0.90)],
+            does_not_show="a key that gets tokens back while it is asked for: each of them is a question to the owner",
+        )
+        group.run(plan, keyfile)
+        argv = command(asked.http, "get", keyfile, rule=RULE, seconds=plan.seconds, cpu=plan.load_cpu)
+        used_ns, began = cpu_ns([owner.server.pid]), time.monotonic_ns()
+        drive(argv, [], denies=True)
+        busy = (cpu_ns([owner.server.pid]) - used_ns) / (time.monotonic_ns() - began)
+    group.show()
+    print(f"  the owner's processor time while another node is asked: {busy:.1%} of a core\n", flush=True)
+    return {**group.as_json(), "owner_busy": busy}
+
+
 def bench_memory(plan: Plan, *, quick: bool) -> dict[str, Any]:
     """Bytes per key, and that they are given back."""
     return memory.measure(quick=quick, seed=plan.seed, cpu=plan.server_cpu)
@@ -248,6 +284,7 @@ def bench_memory(plan: Plan, *, quick: bool) -> dict[str, Any]:
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "local": bench_local,
     "forward": bench_forward,
+    "denied": bench_denied,
     "memory": bench_memory,
 }
 

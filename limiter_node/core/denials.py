@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from limiter_node.core.plan import Plan
 
 DENIALS_MAX = 10_000
-"""At a time, of 500 bytes each. They live for 50 ms: a node would have to deny 200,000 keys a second to have more."""
+"""At a time, of 500 bytes each: living for 50 ms at most, those are of 200,000 keys denied a second."""
 
 CLOCKS_SHARE = 64
 """A promise is cut by one part in so many: clocks drift apart by far less."""

@@ -5,10 +5,10 @@ owner promises a peer along with a denial. It promises nothing where a smaller c
 are set aside for an atomic batch (they may be given back), or where its own limit is not what denies.
 
 A promise is a duration, and the asker counts it from when it sent the question: it ends there before it does here. It
-is at most LIFE_SHARE of a peer timeout, and never longer than this node's right to decide (`fence`), so that it binds
-nobody else. And it binds this node: what would make it untrue waits here until it is over. That is a refund, a reset,
-and a check under another of the rule's plans, for that takes the bucket to where tokens come back faster. So once the
-caller of a refund has its answer, every node grants, and no promise ever has to be called back.
+is short (`longest_ns`), and never longer than this node's right to decide (`fence`), so that it binds nobody else. And
+it binds this node: what would make it untrue waits here until it is over. That is a refund, a reset, and a check under
+another of the rule's plans, for that takes the bucket to where tokens come back faster. So once the caller of a refund
+has its answer, every node grants, and no promise ever has to be called back.
 
 What nobody waits for is a change of numbers: an asker lets go of what it was promised when it hears of one itself; if
 that is later than here, it denies by the numbers of before for the rest of the promise, at most. The same goes for an
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from limiter_node.core.plan import Plan
     from limiter_node.core.replication import Bucket
 
+LIFE_MAX_NS = 50_000_000
+"""Longest promise: a client that hammers costs its owner some 25 questions a second and node asked; what has to wait
+takes so long, and a tick."""
+
 LIFE_SHARE = 0.5
-"""Of a peer timeout: what waits for a promise to end, and came from a peer, is done while that peer still waits. At the
-default of 100 ms a client that hammers costs its owner 20 questions a second and node asked, and a refund 50 ms."""
+"""And of a peer timeout: what has to wait and came from a peer is done while that peer still waits for the answer."""
 
 PROMISES_MAX = 20_000
 """At a time, of 300 bytes each; who is promised nothing asks again."""
@@ -47,6 +50,11 @@ under two segments, or whose tokens are given back again and again, makes its cl
 
 GIVES_BACK = (Op.FORGET, Op.REFUND)
 """What makes tokens available."""
+
+
+def longest_ns(peer_timeout_ns: int) -> int:
+    """The longest promise in a fleet of that peer timeout."""
+    return min(LIFE_MAX_NS, round(peer_timeout_ns * LIFE_SHARE))
 
 
 class Buckets(Protocol):
@@ -62,11 +70,11 @@ class Buckets(Protocol):
 class Promises:
     """All that an owner has promised, and what waits for the end of that."""
 
-    def __init__(self, engine: Buckets, peer_timeout_ns: int) -> None:
+    def __init__(self, engine: Buckets, life_ns: int) -> None:
         self.made: dict[Bucket, tuple[int, Plan]] = {}  # when each is over, and the plan that denies; latest made last
         self.movable: set[Bucket] = set()  # of these, the ones that a check might take to another plan
         self._engine = engine
-        self._life_ns = round(peer_timeout_ns * LIFE_SHARE)
+        self._life_ns = life_ns  # the longest promise
         self._others_until_ns = 0  # until then whoever owned a bucket before may have promised something
         self._waiting: dict[Bucket, list[tuple[int, Forward]]] = {}
         self._contested: dict[Bucket, int] = {}  # when something last had to wait

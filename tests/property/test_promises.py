@@ -13,7 +13,7 @@ from limiter_node.core import denials
 from limiter_node.core.engine import Engine
 from limiter_node.core.fence import ALWAYS_NS
 from limiter_node.core.model import Check, Verdict
-from limiter_node.core.promises import LIFE_SHARE, Promises
+from limiter_node.core.promises import Promises
 from limiter_node.core.rules import parse_rule
 
 S = 1_000_000_000
@@ -59,7 +59,7 @@ def test_until_a_promise_is_over_the_owner_says_the_same_with_the_time_taken_off
         assert isinstance(verdict, Verdict)
         if verdict.allowed:
             continue
-        lasts_ns = Promises(engine, round(life_ns / LIFE_SHARE)).make(check, verdict, ALWAYS_NS, now_ns)
+        lasts_ns = Promises(engine, life_ns).make(check, verdict, ALWAYS_NS, now_ns)
         made += lasts_ns > 0
         assert lasts_ns <= life_ns
         if verdict.limits is None and not verdict.remaining and verdict.reset_ns < 2**63 - 1:

@@ -27,7 +27,7 @@ from limiter_node.core.model import (
     Unreachable,
     Verdict,
 )
-from limiter_node.core.promises import LIFE_SHARE
+from limiter_node.core.promises import longest_ns
 from limiter_node.core.rules import decode_json, parse_rule
 from tests.sim.batches import Batches, is_set_aside
 from tests.sim.ledger import Ledger
@@ -52,7 +52,7 @@ OUTCOMES: dict[Op, tuple[type, ...]] = {
     Op.REFUND: (Refunded, UnknownRule, Unreachable),
 }
 
-PROMISED_NS = round(PEER_TIMEOUT_NS * LIFE_SHARE) + NS_PER_MS
+PROMISED_NS = longest_ns(PEER_TIMEOUT_NS) + NS_PER_MS
 """Longest time from an owner's denial to the last one that goes by it, and a millisecond for clocks that run slow."""
 
 

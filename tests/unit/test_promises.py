@@ -14,14 +14,14 @@ from limiter_node.core import promises as promises_module
 from limiter_node.core.backends import parse_record
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Answer, Ask, Check, Forgotten, Op, Outcome, Refunded, Verdict
-from limiter_node.core.promises import LIFE_SHARE
+from limiter_node.core.promises import LIFE_MAX_NS, longest_ns
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import parse_key_entry, parse_rule
 from limiter_node.core.shortcut import Shortcut
 from tests.routers import TICK_NS, TIMEOUT_NS, Routers
 
 MS = 1_000_000
-LIFE_NS = round(TIMEOUT_NS * LIFE_SHARE)
+LIFE_NS = longest_ns(TIMEOUT_NS)
 API = {"rate": "10/s", "burst": 5}
 SLOW = {"rate": "1/m", "burst": 5}
 
@@ -232,6 +232,10 @@ def test_who_gives_back_waits_no_longer_than_a_promise_lasts_and_the_next_one_no
     denied.check("b", cost=5)
     assert not denied.check().allowed
     assert denied.at_once()
+
+
+def test_no_promise_is_longer_than_a_peer_waits_nor_than_a_refund_should() -> None:
+    assert [longest_ns(ms * MS) for ms in (20, 100, 2_000)] == [10 * MS, LIFE_MAX_NS, LIFE_MAX_NS]
 
 
 def test_a_refund_of_another_key_waits_for_nothing(denied: Fleet) -> None:
