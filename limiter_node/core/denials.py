@@ -70,6 +70,7 @@ class Denials:
     def __init__(self, engine: Rules) -> None:
         self.known: dict[tuple[str, str, int, str | None], Denial] = {}
         self.told = 0  # checks answered
+        self.clears = 0  # times that something has changed
         self._engine = engine
 
     def find(self, check: Check, now_ns: int) -> Verdict | None:
@@ -112,6 +113,7 @@ class Denials:
 
     def clear(self) -> None:
         """What they go by has changed."""
+        self.clears += 1
         self.known.clear()
 
     def tick(self, now_ns: int) -> None:

@@ -213,11 +213,13 @@ class Engine:
         rule = self.rules.get(rule_name)
         if rule is None:
             return self._orphans.get(rule_name, key)
-        plan = rule.holding(key)
-        if not plan:
+        plan, lent = rule.holding(key), self.holds.lent.get((rule_name, key), 0)
+        if not plan and not lent:
             return None
+        if plan is None:
+            plan = self.plan_for(rule, key, None, now_ns)
         if isinstance(plan, TokenPlan):
-            spent = plan.spent(key, now_ns)
+            spent = plan.spent(key, now_ns) + (plan.lent(lent) if lent else 0)
             return Copy(rule_name, key, plan.segment, -(-spent // UNITS_PER_MICRO)) if spent else None
         account = plan.account(key, now_ns)
         return Copy(rule_name, key, plan.segment, 0, account) if account else None

@@ -52,7 +52,8 @@ class Holds:
     """All holds that a node knows of."""
 
     def __init__(self, peer_timeout_ns: int = 100_000_000) -> None:
-        self.tokens: dict[Bucket, int] = {}  # set aside, by bucket; none that has nothing
+        self.tokens: dict[Bucket, int] = {}  # set aside or lent, by bucket; none that has nothing
+        self.lent: dict[Bucket, int] = {}  # of these, the ones that other nodes may grant (see `lendings`)
         self.changed: set[Bucket] = set()  # since they were last sent to whoever else has the bucket
         self.set_pace(peer_timeout_ns)
         self._held: dict[Bucket, dict[tuple[str, int], Held]] = {}  # by batch and place
@@ -119,10 +120,26 @@ class Holds:
     def _keep(self, bucket: Bucket, held: dict[tuple[str, int], Held]) -> None:
         if held:
             self._held[bucket] = held
-            self.tokens[bucket] = sum(each.cost for each in held.values())
         else:
             self._held.pop(bucket, None)
+        self._add_up(bucket)
+
+    def _add_up(self, bucket: Bucket) -> None:
+        held = sum(each.cost for each in self._held.get(bucket, {}).values())
+        tokens = held + self.lent.get(bucket, 0)
+        if tokens:
+            self.tokens[bucket] = tokens
+        else:
             self.tokens.pop(bucket, None)
+
+    def lend(self, bucket: Bucket, tokens: int) -> None:
+        """Have so many tokens more lent to other nodes or, of a negative number, so many less."""
+        lent = self.lent.get(bucket, 0) + tokens
+        if lent:
+            self.lent[bucket] = lent
+        else:
+            self.lent.pop(bucket, None)
+        self._add_up(bucket)
 
     # What travels between nodes.
 

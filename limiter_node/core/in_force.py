@@ -48,6 +48,7 @@ class RuleInForce:
         "changed",
         "default",
         "gate",
+        "may_lend",
         "multiplier_ppm",
         "only",
         "own",
@@ -78,6 +79,7 @@ class RuleInForce:
     def set_rule(self, rule: Rule, multiplier_ppm: int, now_ns: int) -> None:
         """Put another version of the rule, or another multiplier, in force."""
         self.rule = rule
+        self.may_lend = rule.lease is not False and not rule.why_not_lent
         self.multiplier_ppm = multiplier_ppm
         for segment in self.plans.keys() - rule.limits.keys():
             self.retired.append((segment, self.plans.pop(segment)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core import deeds
 from limiter_node.core.custody import Custody
 from limiter_node.core.fence import ALWAYS_NS, Fence
+from limiter_node.core.lendings import Lendings
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
     Ack,
@@ -47,7 +48,10 @@ if TYPE_CHECKING:
 
 
 class Keeper:
-    """Decides as owner, or in the place of one that is gone. `set_ring` is called with rings that peers tell."""
+    """Decides as owner, or in the place of one that is gone.
+
+    `set_ring` is called with rings that peers tell, `recall` with what to ask a borrower.
+    """
 
     def __init__(
         self,
@@ -58,12 +62,14 @@ class Keeper:
         peer_timeout_ns: int,
         replication_ns: int,
         set_ring: Callable[[Ring], None],
+        recall: Callable[[str, Check, int], None] = lambda *_: None,
     ) -> None:
         self.ring = Ring(0, {})
         self.fence = Fence(node_id, peer_timeout_ns)
         self.custody = Custody(node_id)
         self.replication = Replication(node_id, engine, wake=self._wake)
         self.promises = Promises(engine, longest_ns(peer_timeout_ns))
+        self.lendings = Lendings(engine)
         self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
         self.acted = 0  # checks decided in an owner's place
         self.lapses = 0
@@ -74,6 +80,7 @@ class Keeper:
         self._peer_timeout_ns = peer_timeout_ns
         self._replication_ns = replication_ns
         self._set_ring = set_ring
+        self._recall = recall
         self._next_id = 0
         self._pulls = Pulls(engine)
         self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
@@ -112,12 +119,13 @@ class Keeper:
 
     def is_free_to(self, check: Check, now_ns: int) -> bool:
         """Whether the engine may decide a check of a key that this node owns, and nothing else is to be thought of."""
-        movable = self.promises.movable
+        movable, lent = self.promises.movable, self._engine.holds.lent
         return (
             now_ns < self.free_until_ns
             and check.op is Op.CHECK
             and not self._engine.sync_rules
             and not (movable and (check.rule, check.key) in movable)
+            and not (lent and (check.rule, check.key) in lent)
         )
 
     def decide(
@@ -143,9 +151,29 @@ class Keeper:
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         due_ns = 0 if has_waited else self.promises.due_ns(check, now_ns)
         if due_ns:
-            return self.promises.park(Forward(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
+            self.promises.contest((check.rule, check.key), now_ns)
+            return self.promises.park(Forward(check, expires_ns, for_peer=for_peer), due_ns)
+        if not has_waited and self.lendings.hinders(check):
+            return self._call_back(Forward(check, expires_ns, for_peer=for_peer), now_ns)
         outcome = self._do(check, now_ns)
+        if not has_waited and self.lendings.hinders(check, outcome):
+            return self._call_back(Forward(check, expires_ns, for_peer=for_peer), now_ns)
         return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
+
+    def _call_back(self, forward: Forward, now_ns: int) -> Forward:
+        """Have a check wait for what is lent of its bucket."""
+        bucket = forward.check.rule, forward.check.key
+        if not self.promises.is_awaited(bucket):
+            for name, recall in self.lendings.borrowers(bucket):
+                self._recall(name, recall, now_ns)
+        return self.promises.park(forward, self.lendings.due_ns(bucket))
+
+    def take_back(self, recall: Check, granted: int, now_ns: int) -> None:
+        """A borrower has given back a lease of which it had granted so many tokens."""
+        bucket = recall.rule, recall.key
+        assert recall.hold is not None
+        if self.lendings.end(bucket, recall.hold[0], granted, now_ns):
+            self.promises.hurry(bucket)
 
     def can_stand_in(self, owner: str, now_ns: int) -> bool:
         """Whether this node, the replica, may decide in the place of an owner.
@@ -174,6 +202,12 @@ class Keeper:
         return self.replication.without_copy(check, outcome) if self._needs_copy(check, outcome) else outcome
 
     def _do(self, check: Check, now_ns: int) -> Outcome:
+        if check.op is Op.LEND:
+            is_owner = self.ring.owner(check.key) == self._node_id
+            may_lend = is_owner and not self.promises.is_awaited((check.rule, check.key))
+            return self.lendings.lend(check, self.fence.right_until_ns if may_lend else 0, now_ns)
+        if check.op is Op.RETURN and check.hold is not None:
+            self.take_back(check, check.hold[1], now_ns)
         outcome = deeds.do(self._engine, self._node_id, check, now_ns)
         if check.op in GIVES_BACK:
             # Whoever else has the bucket must forget what it knows: of two copies the one that has spent more counts.
@@ -213,7 +247,7 @@ class Keeper:
             link.pulls.append(bucket)
             self._wake(name)
 
-    def _resume(self, now_ns: int) -> None:
+    def resume(self, now_ns: int) -> None:
         """Answer the pulls and decide the parked checks that can be."""
         for pull, respond in self._pulls.take_early():
             self._on_pull(pull, now_ns, respond)
@@ -273,6 +307,10 @@ class Keeper:
         for name in before.members.keys() & ring.members.keys():
             if before.members[name].boot != ring.members[name].boot:
                 self.replication.drop(name)  # whatever that process was still to get died with it
+        for bucket in self.lendings.buckets():
+            if ring.owner(bucket[1]) != self._node_id:
+                self.lendings.void(bucket, now_ns)
+                self.promises.hurry(bucket)
         self.replication.collect(before, now_ns)
         self.fence.set_ring(ring, now_ns)
         if before.members != ring.members or ring.leavers.keys() - before.leavers.keys():
@@ -289,7 +327,7 @@ class Keeper:
         for link in self._links.values():
             self.ask(link)
         self._notice_lapse(now_ns)
-        self._resume(now_ns)
+        self.resume(now_ns)
 
     def needs(self, link: Link) -> bool:
         """Whether a peer that has left the ring is still to tell or to be told something."""
@@ -362,7 +400,7 @@ class Keeper:
                     self._merge(link.peer.id, copy, now_ns)
                 for bucket in self._pulls.take_answered(number, self.custody.epoch):
                     self.custody.on_pulled(link.peer.id, bucket)
-                self._resume(now_ns)
+                self.resume(now_ns)
             case News():
                 self._on_news(reply)
 
@@ -411,7 +449,7 @@ class Keeper:
         elif pong.released and epoch == self.custody.epoch:
             self.custody.release(name)
         self._notice_lapse(now_ns)
-        self._resume(now_ns)
+        self.resume(now_ns)
 
     def _on_pull(self, pull: Pull, now_ns: int, respond: Callable[[Reply], None]) -> None:
         is_early = pull.revision > self.ring.revision or self.custody.has_strangers(self.ring, pull.asked)
@@ -431,7 +469,9 @@ class Keeper:
         for name in [name for name in self.custody.pending if self.fence.is_gone(name, now_ns)]:
             self.custody.release(name, is_gone=True)
         self._notice_lapse(now_ns)
-        self._resume(now_ns)
+        for bucket in self.lendings.tick(now_ns, self.promises.is_awaited):
+            self.promises.hurry(bucket)
+        self.resume(now_ns)
         is_due = now_ns - self._replicated_ns >= self._replication_ns
         if is_due:
             self._replicated_ns = now_ns

@@ -41,7 +41,7 @@ Duration = Annotated[int, msgspec.Meta(ge=0, le=DURATION_MAX_NS)]
 
 
 class Op(IntEnum):
-    """What is asked about a bucket, or (the last two) about an atomic batch, see `atomic`."""
+    """What is asked about a bucket or, by COMMIT and RESOLVE, about an atomic batch, see `atomic`."""
 
     CHECK = 0
     INSPECT = 1
@@ -53,6 +53,9 @@ class Op(IntEnum):
     COMMIT = 7  # have the batch `key` spent, unless it is settled that it is not
     RESOLVE = 8  # is the batch `key` spent? If that is not settled: no, from now on
     EXPLAIN = 9
+    LEND = 10  # up to `cost` tokens to the node `hold` names, see `lendings`
+    RECALL = 11  # of that node: give back the lease that `hold` names
+    RETURN = 12  # of the owner: take back the lease that `hold` names, of which so many tokens were granted
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -63,7 +66,7 @@ class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cost: Tokens = 1
     segment: Name | None = None
     op: Op = Op.CHECK
-    hold: tuple[ShortText, Place] | None = None  # the atomic batch that it is part of, and its place there
+    hold: tuple[ShortText, Place] | None = None  # the atomic batch that it is part of, and its place; a lease
 
 
 class LimitVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -151,8 +154,39 @@ class Explanation(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8)
     priority: int
 
 
-Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Settled | Refunded | Explanation
-Result = Verdict | NotOwner | UnknownRule | Bucket | Forgotten | Unreachable | Settled | Refunded | Explanation
+class Lent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """Tokens that the asker may grant, and the rest of the bucket as its owner knows it."""
+
+    id: ShortText
+    tokens: Tokens  # 0: none, not for now
+    lasts_ns: Duration  # counted from when it was asked for
+    limit: int
+    window_s: int
+    left: int  # whole tokens that are left at the owner
+    reset_ns: int  # until the key is full again if all that is lent comes back unspent
+    token_ns: int  # in which one token is refilled, rounded up
+
+
+class Returned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """Of a lease that has ended: tokens that were granted under it; -1 if that is unknown, or has been told."""
+
+    granted: int
+
+
+Outcome = Verdict | UnknownRule | Bucket | Forgotten | Unreachable | Settled | Refunded | Explanation | Lent | Returned
+Result = (
+    Verdict
+    | NotOwner
+    | UnknownRule
+    | Bucket
+    | Forgotten
+    | Unreachable
+    | Settled
+    | Refunded
+    | Explanation
+    | Lent
+    | Returned
+)
 
 CHECKS_PER_FRAME_MAX = 1000
 COPIES_PER_FRAME_MAX = 500

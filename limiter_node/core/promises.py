@@ -89,6 +89,7 @@ class Promises:
             or verdict.reset_ns >= DURATION_MAX_NS  # told as that, however much longer it takes
             or bucket in self._engine.holds.tokens
             or bucket in self._contested
+            or bucket in self._waiting
             or len(self.made) >= PROMISES_MAX
         ):
             return 0
@@ -121,13 +122,24 @@ class Promises:
         rule = self._engine.rules.get(check.rule)
         return rule is None or self._engine.plan_for(rule, check.key, check.segment, now_ns) is plan
 
-    def park(self, forward: Forward, due_ns: int, now_ns: int) -> Forward:
-        """Have a check wait; nothing more is promised of its bucket meanwhile."""
-        bucket = forward.check.rule, forward.check.key
-        self._waiting.setdefault(bucket, []).append((due_ns, forward))
+    def park(self, forward: Forward, due_ns: int) -> Forward:
+        """Have a check wait; nothing more is promised or lent of its bucket meanwhile."""
+        self._waiting.setdefault((forward.check.rule, forward.check.key), []).append((due_ns, forward))
+        return forward
+
+    def contest(self, bucket: Bucket, now_ns: int) -> None:
+        """Promise nothing of a bucket for a while."""
         self._contested.pop(bucket, None)
         self._contested[bucket] = now_ns
-        return forward
+
+    def is_awaited(self, bucket: Bucket) -> bool:
+        """Whether a check of the bucket waits."""
+        return bucket in self._waiting
+
+    def hurry(self, bucket: Bucket) -> None:
+        """What the checks of a bucket wait for has come."""
+        if bucket in self._waiting:
+            self._waiting[bucket] = [(0, forward) for _, forward in self._waiting[bucket]]
 
     def take_due(self, now_ns: int) -> list[Forward]:
         """The checks that have waited, removed, in the order in which they came for each bucket."""

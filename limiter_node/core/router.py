@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.atomic import Batches
 from limiter_node.core.keeper import Keeper
+from limiter_node.core.leases import Leases
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
@@ -38,6 +39,7 @@ from limiter_node.core.model import (
     Reply,
     Request,
     Result,
+    Returned,
     Unreachable,
 )
 from limiter_node.core.ring import Ring
@@ -55,6 +57,9 @@ HELPERS_MAX = 2
 """Nodes asked in an owner's place: the replica, or else one that may reach either."""
 
 UNREACHABLE = Unreachable()
+
+FOR_ONE = (Op.LEND, Op.RECALL, Op.RETURN)
+"""What means nothing to anybody but whom it is asked of."""
 
 
 class Router:
@@ -89,9 +94,11 @@ class Router:
             peer_timeout_ns=peer_timeout_ns,
             replication_ns=replication_ns,
             set_ring=on_ring,
+            recall=self._recall,
         )
         self.controller = Controller(node_id, engine.backends)
         self.batches = Batches(self)
+        self.leases = Leases(self)
         self.lookout = Lookout(tell)
         self.forwarded = 0
         self.rerouted = 0
@@ -104,6 +111,7 @@ class Router:
         self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
+        self._returned: list[tuple[Check, Outcome]] = []  # what came of leases that were called back
         self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
 
     # Checks of this node's own callers.
@@ -123,9 +131,13 @@ class Router:
         denials = self.engine.denials
         if denials.known and (verdict := denials.find(check, now_ns)) is not None:
             return verdict
+        if self.leases.known and (verdict := self.leases.grant(check, now_ns)) is not None:
+            return verdict
         timeout_ns = self._peer_timeout_ns
         forward = Forward(check, now_ns + timeout_ns, expires_ns=now_ns + WAYS_MAX * timeout_ns)
-        return self.forward(owner, forward, now_ns) or forward
+        outcome = self.forward(owner, forward, now_ns) or forward
+        self.leases.note(check, now_ns)
+        return outcome
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
         """Send a check to its owner, or to somebody else if that cannot be asked; or say what is to be said at once."""
@@ -135,6 +147,19 @@ class Router:
             self._put(link, forward)
             return None
         return self._seek_help(forward, now_ns)
+
+    def ask_peer(self, link: Link, check: Check, now_ns: int) -> Forward:
+        """Ask a peer, and nobody else; who wants the answer sets `reply`."""
+        forward = Forward(check, now_ns + self._peer_timeout_ns, for_peer=True)
+        forward.reply = _nobody_waits
+        self._put(link, forward)
+        return forward
+
+    def _recall(self, name: str, recall: Check, now_ns: int) -> None:
+        """Call a lease back; where that does not work it ends by itself soon."""
+        link = self.links.get(name)
+        if link is not None and link.is_usable(now_ns):
+            self.ask_peer(link, recall, now_ns).reply = lambda outcome: self._returned.append((recall, outcome))
 
     def _put(self, link: Link, forward: Forward) -> None:
         if not link.outbox:
@@ -383,7 +408,8 @@ class Router:
                 link.carrier.close()
 
     def _settle(self, now_ns: int) -> None:
-        """Find another place for checks that this node was to decide and cannot; go on with batches."""
+        """Find another place for checks that this node was to decide and cannot; go on with batches and leases."""
+        self._take_back(now_ns)
         homeless, late = self.keeper.take_homeless(now_ns)
         for forward in homeless:
             owner = self.ring.owner(forward.check.key)
@@ -398,6 +424,14 @@ class Router:
             forward.reply(self._give_up(forward, now_ns))
         self.batches.go_on(now_ns)
 
+    def _take_back(self, now_ns: int) -> None:
+        returned, self._returned = self._returned, []
+        for recall, outcome in returned:
+            if isinstance(outcome, Returned) and outcome.granted >= 0:
+                self.keeper.take_back(recall, outcome.granted, now_ns)
+        if returned:
+            self.keeper.resume(now_ns)
+
     def on_up(self, link: Link, now_ns: int) -> None:
         """The link carries frames."""
         link.state = LinkState.UP
@@ -411,8 +445,9 @@ class Router:
 
         What the peer may have decided already may be spent twice so; it is never granted twice.
         """
+        if link.state is LinkState.UP:
+            self.engine.denials.clear()  # whoever promised them, or lent something, may be dead
         link.state = LinkState.DOWN
-        self.engine.denials.clear()  # whoever promised them may be dead
         link.usable_until_ns = NEVER_NS
         self.keeper.on_down(link, now_ns, refused_ns=refused_ns)
         has_left = link.peer.id not in self.ring.members
@@ -428,6 +463,7 @@ class Router:
         self.keeper.tick(now_ns)
         self.controller.tick(now_ns)
         self.engine.denials.tick(now_ns)
+        self.leases.tick(now_ns)
         for link in list(self.links.values()):
             self._expire(link, now_ns)
         self._close_leavers()
@@ -471,5 +507,9 @@ class Router:
 
 
 def _must_not_repeat(forward: Forward) -> bool:
-    """Whether somebody may have done already what done twice would give too much."""
-    return forward.is_sent and forward.check.op is Op.REFUND
+    """Whether somebody may have done already what done twice would give too much, or it is for one peer alone."""
+    return forward.check.op in FOR_ONE or (forward.is_sent and forward.check.op is Op.REFUND)
+
+
+def _nobody_waits(outcome: Outcome) -> None:
+    """Of what has no answer that matters."""

@@ -89,6 +89,7 @@ class RuleDoc(NumbersDoc, forbid_unknown_fields=True, omit_defaults=True):
     on_unreachable: Literal["local", "allow", "deny"] = "local"
     durability: Literal["async", "sync"] = "async"
     shadow: bool = False
+    lease: bool | Literal["auto"] = "auto"
 
 
 class KeyDoc(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -108,6 +109,19 @@ class Rule(msgspec.Struct, frozen=True):
     on_unreachable: str
     durability: str
     shadow: bool
+    lease: bool | str = "auto"
+
+    @property
+    def why_not_lent(self) -> str:
+        """What keeps tokens of the rule's keys from being lent to other nodes; empty if nothing does."""
+        lone = [limits for limits in self.limits.values() if len(limits) == 1]
+        if len(lone) < len(self.limits) or any(limit.algorithm != "token_bucket" for (limit,) in lone):
+            return "only of a single token_bucket"
+        if self.backend is not None:
+            return "not where a backend's gate is asked"
+        if self.durability == "sync":
+            return "not with durability sync, for a grant under a lease has no copy"
+        return "not in shadow mode" if self.shadow else ""
 
     def describe(self) -> dict[str, Any]:
         """As a document with every default spelled out."""
@@ -124,6 +138,7 @@ class Rule(msgspec.Struct, frozen=True):
             "on_unreachable": self.on_unreachable,
             "durability": self.durability,
             "shadow": self.shadow,
+            "lease": self.lease,
         }
 
 
@@ -154,7 +169,7 @@ def parse_rule(name: str, document: Any) -> Rule:
     for segment, entry in doc.segments.items():
         limits[segment] = under(_limits(entry), default) if entry.rate or entry.limits else default
         priorities[segment] = doc.priority if entry.priority is None else entry.priority
-    return Rule(
+    rule = Rule(
         name=name,
         limits=limits,
         priorities=priorities,
@@ -162,7 +177,11 @@ def parse_rule(name: str, document: Any) -> Rule:
         on_unreachable=doc.on_unreachable,
         durability=doc.durability,
         shadow=doc.shadow,
+        lease=doc.lease,
     )
+    if rule.lease is True and rule.why_not_lent:
+        raise BadRule((f"lease: tokens are lent {rule.why_not_lent}; allowed here: false, auto",))
+    return rule
 
 
 def parse_key_entry(key: str, document: Any) -> KeyEntry:

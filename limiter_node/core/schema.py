@@ -43,6 +43,7 @@ DESCRIPTIONS = {
     "on_unreachable": "When neither owner nor replica can be reached: local (this node's part), allow or deny.",
     "durability": "sync: a grant is told only once the replica has it, so that not even a crash grants it twice.",
     "shadow": "Decide and count, but always allow; would_allow in the verdict tells what it would have been.",
+    "lease": "Whether a key's owner lends tokens to nodes that are often asked for it: true, false, or auto (if hot).",
     "adaptive": "on; observe: decide, publish and count what would have been done; off.",
     "slo_ms": "Latency that a good answer stays under, in milliseconds. Default: learned, twice the normal p90.",
     "error_rate_max": "Fraction of errors that is still good, 0 to 1.",

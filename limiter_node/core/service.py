@@ -12,13 +12,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
 from limiter_node.core.links import PARKED_SHARE, Forward, LateResults
-from limiter_node.core.model import Answer, Ask, Check, NotOwner, Outcome, Reply, Result, Unreachable, Verdict
+from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.keeper import Keeper
+    from limiter_node.core.leases import Leases
     from limiter_node.core.ring import Ring
 
 PARKED_MAX = 1_000
@@ -34,6 +35,7 @@ class Ways(Protocol):
     ring: Ring
     engine: Engine
     keeper: Keeper
+    leases: Leases
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
         """Have a check decided elsewhere; returns an outcome that is there at once."""
@@ -110,6 +112,8 @@ class Service:
             if router.keeper.is_free_to(check, now_ns):
                 return router.engine.check(check, now_ns)
             return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
+        if check.op is Op.RECALL:
+            return router.leases.recall(check, now_ns)
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
         forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)

@@ -42,7 +42,9 @@ class Shortcut:
             return None
         owner = router.ring.owner(key)
         if owner != router.node_id:
-            return router.pass_on(owner, Check(rule_name, key), now_ns)
+            leases = router.leases
+            grant = leases.take(rule_name, key, now_ns) if leases.known else None
+            return router.pass_on(owner, Check(rule_name, key), now_ns) if grant is None else grant
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
         if (

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from limiter_node.core.plan import Grant, Kin
 
 
+LEASE_MAX_NS = 50_000_000
+"""Longest life of a lease (see `lendings`): what is lost with it is used again so much later at worst."""
+
+
 class TokenPlan(PlanBase):
     """A `Plan` of a single token bucket."""
 
@@ -204,6 +208,13 @@ class TokenPlan(PlanBase):
         """Units that the key has spent."""
         state = self.table.state(key)
         return 0 if state is None else max(0, state - self.table.clock.at(now_ns))
+
+    def lent(self, tokens: int) -> int:
+        """What somebody has to take for spent who does not know when tokens that are lent come back, in units.
+
+        With what is refilled in the longest life of a lease it is more than the lease until that is over.
+        """
+        return tokens * UNIT + LEASE_MAX_NS * self.table.clock.num // self.table.clock.den
 
     def bucket(self, key: str, now_ns: int) -> Bucket:
         """The key's bucket as it stands."""
