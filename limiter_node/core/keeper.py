@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core import deeds
+from limiter_node.core.commitments import Commitments
 from limiter_node.core.custody import Custody
 from limiter_node.core.fence import ALWAYS_NS, Fence
-from limiter_node.core.lendings import Lendings
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
 from limiter_node.core.model import (
     Ack,
@@ -33,7 +33,7 @@ from limiter_node.core.model import (
     Settled,
     Verdict,
 )
-from limiter_node.core.promises import GIVES_BACK, Promises, longest_ns
+from limiter_node.core.promises import GIVES_BACK, longest_ns
 from limiter_node.core.pulls import Pulls
 from limiter_node.core.replication import Barrier, Replication
 from limiter_node.core.ring import Ring
@@ -46,12 +46,11 @@ if TYPE_CHECKING:
     from limiter_node.core.model import Reply
     from limiter_node.core.replication import Bucket
 
+LEASES = (Op.LEND, Op.RETURN)
+
 
 class Keeper:
-    """Decides as owner, or in the place of one that is gone.
-
-    `set_ring` is called with rings that peers tell, `recall` with what to ask a borrower.
-    """
+    """Decides as owner, or in the place of one that is gone. `set_ring` is called with rings that peers tell."""
 
     def __init__(
         self,
@@ -62,14 +61,12 @@ class Keeper:
         peer_timeout_ns: int,
         replication_ns: int,
         set_ring: Callable[[Ring], None],
-        recall: Callable[[str, Check, int], None] = lambda *_: None,
     ) -> None:
         self.ring = Ring(0, {})
         self.fence = Fence(node_id, peer_timeout_ns)
         self.custody = Custody(node_id)
         self.replication = Replication(node_id, engine, wake=self._wake)
-        self.promises = Promises(engine, longest_ns(peer_timeout_ns))
-        self.lendings = Lendings(engine)
+        self.commitments = Commitments(engine, longest_ns(peer_timeout_ns))
         self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
         self.acted = 0  # checks decided in an owner's place
         self.lapses = 0
@@ -80,7 +77,6 @@ class Keeper:
         self._peer_timeout_ns = peer_timeout_ns
         self._replication_ns = replication_ns
         self._set_ring = set_ring
-        self._recall = recall
         self._next_id = 0
         self._pulls = Pulls(engine)
         self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
@@ -119,13 +115,11 @@ class Keeper:
 
     def is_free_to(self, check: Check, now_ns: int) -> bool:
         """Whether the engine may decide a check of a key that this node owns, and nothing else is to be thought of."""
-        movable, lent = self.promises.movable, self._engine.holds.lent
         return (
             now_ns < self.free_until_ns
             and check.op is Op.CHECK
             and not self._engine.sync_rules
-            and not (movable and (check.rule, check.key) in movable)
-            and not (lent and (check.rule, check.key) in lent)
+            and not self.commitments.bind((check.rule, check.key))
         )
 
     def decide(
@@ -149,31 +143,12 @@ class Keeper:
                 wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
                 forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
-        due_ns = 0 if has_waited else self.promises.due_ns(check, now_ns)
-        if due_ns:
-            self.promises.contest((check.rule, check.key), now_ns)
-            return self.promises.park(Forward(check, expires_ns, for_peer=for_peer), due_ns)
-        if not has_waited and self.lendings.hinders(check):
-            return self._call_back(Forward(check, expires_ns, for_peer=for_peer), now_ns)
+        if not has_waited and (due_ns := self.commitments.due_ns(check, now_ns)):
+            return self.commitments.park(Forward(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
         outcome = self._do(check, now_ns)
-        if not has_waited and self.lendings.hinders(check, outcome):
-            return self._call_back(Forward(check, expires_ns, for_peer=for_peer), now_ns)
+        if not has_waited and (due_ns := self.commitments.due_ns(check, now_ns, outcome)):
+            return self.commitments.park(Forward(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
         return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
-
-    def _call_back(self, forward: Forward, now_ns: int) -> Forward:
-        """Have a check wait for what is lent of its bucket."""
-        bucket = forward.check.rule, forward.check.key
-        if not self.promises.is_awaited(bucket):
-            for name, recall in self.lendings.borrowers(bucket):
-                self._recall(name, recall, now_ns)
-        return self.promises.park(forward, self.lendings.due_ns(bucket))
-
-    def take_back(self, recall: Check, granted: int, now_ns: int) -> None:
-        """A borrower has given back a lease of which it had granted so many tokens."""
-        bucket = recall.rule, recall.key
-        assert recall.hold is not None
-        if self.lendings.end(bucket, recall.hold[0], granted, now_ns):
-            self.promises.hurry(bucket)
 
     def can_stand_in(self, owner: str, now_ns: int) -> bool:
         """Whether this node, the replica, may decide in the place of an owner.
@@ -202,12 +177,9 @@ class Keeper:
         return self.replication.without_copy(check, outcome) if self._needs_copy(check, outcome) else outcome
 
     def _do(self, check: Check, now_ns: int) -> Outcome:
-        if check.op is Op.LEND:
+        if check.op in LEASES:
             is_owner = self.ring.owner(check.key) == self._node_id
-            may_lend = is_owner and not self.promises.is_awaited((check.rule, check.key))
-            return self.lendings.lend(check, self.fence.right_until_ns if may_lend else 0, now_ns)
-        if check.op is Op.RETURN and check.hold is not None:
-            self.take_back(check, check.hold[1], now_ns)
+            return self.commitments.do(check, self.fence.right_until_ns if is_owner else 0, now_ns)
         outcome = deeds.do(self._engine, self._node_id, check, now_ns)
         if check.op in GIVES_BACK:
             # Whoever else has the bucket must forget what it knows: of two copies the one that has spent more counts.
@@ -251,7 +223,7 @@ class Keeper:
         """Answer the pulls and decide the parked checks that can be."""
         for pull, respond in self._pulls.take_early():
             self._on_pull(pull, now_ns, respond)
-        for forward in self.promises.take_due(now_ns):
+        for forward in self.commitments.take_due(now_ns):
             self._go_on_with(forward, now_ns, has_waited=True)
         if self.custody.parked:
             for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
@@ -291,7 +263,7 @@ class Keeper:
         is_free = self._lapsed_ns is None and not self.custody.pending
         self.free_until_ns = self.fence.right_until_ns if is_free else 0
         if not is_free and (self.custody.pending or len(self.ring.members) > 1):
-            self.promises.note_others(now_ns)
+            self.commitments.promises.note_others(now_ns)
 
     def take_homeless(self, now_ns: int) -> tuple[list[Forward], list[Forward]]:
         """Parked checks that this node does not own any more, and those whose deadline has passed."""
@@ -307,10 +279,7 @@ class Keeper:
         for name in before.members.keys() & ring.members.keys():
             if before.members[name].boot != ring.members[name].boot:
                 self.replication.drop(name)  # whatever that process was still to get died with it
-        for bucket in self.lendings.buckets():
-            if ring.owner(bucket[1]) != self._node_id:
-                self.lendings.void(bucket, now_ns)
-                self.promises.hurry(bucket)
+        self.commitments.set_ring(ring, self._node_id, now_ns)
         self.replication.collect(before, now_ns)
         self.fence.set_ring(ring, now_ns)
         if before.members != ring.members or ring.leavers.keys() - before.leavers.keys():
@@ -469,8 +438,7 @@ class Keeper:
         for name in [name for name in self.custody.pending if self.fence.is_gone(name, now_ns)]:
             self.custody.release(name, is_gone=True)
         self._notice_lapse(now_ns)
-        for bucket in self.lendings.tick(now_ns, self.promises.is_awaited):
-            self.promises.hurry(bucket)
+        self.commitments.tick(now_ns)
         self.resume(now_ns)
         is_due = now_ns - self._replicated_ns >= self._replication_ns
         if is_due:
@@ -481,7 +449,6 @@ class Keeper:
                 self._wake(name)
         self.replication.survey(now_ns)
         self.replication.expire(now_ns)
-        self.promises.tick(now_ns)
         self.custody.tick()
         for link in self._links.values():
             if self._is_ping_due(link, now_ns):

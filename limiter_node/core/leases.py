@@ -22,6 +22,7 @@ from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, Verdict
 
 if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
+    from limiter_node.core.keeper import Keeper
     from limiter_node.core.links import Link
     from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
@@ -55,6 +56,7 @@ class Ways(Protocol):
     ring: Ring
     engine: Engine
     links: dict[str, Link]
+    keeper: Keeper
 
     def ask_peer(self, link: Link, check: Check, now_ns: int) -> Forward:
         """Ask a peer, and nobody else."""
@@ -89,6 +91,8 @@ class Leases:
         self._pending: set[Mark] = set()  # being borrowed of
         self._refused_ns: dict[Mark, int] = {}  # not before
         self._recalled: set[tuple[str, str, str]] = set()  # rule, key, lease: called back before they were here
+        self._returned: list[tuple[Check, Outcome]] = []  # what came of this node's own calls
+        router.keeper.commitments.recall = self._call_back
 
     # Granting.
 
@@ -185,6 +189,27 @@ class Leases:
             return Returned(lease.granted)
         self._recalled.add((check.rule, check.key, name))
         return Returned(-1)
+
+    # As the owner.
+
+    def _call_back(self, name: str, recall: Check, now_ns: int) -> None:
+        """Call a lease back; where that does not work it ends by itself soon."""
+        link = self._router.links.get(name)
+        if link is not None and link.is_usable(now_ns):
+            forward = self._router.ask_peer(link, recall, now_ns)
+            forward.reply = lambda outcome: self._returned.append((recall, outcome))
+
+    def go_on(self, now_ns: int) -> None:
+        """Take back what has been called back."""
+        if not self._returned:
+            return
+        keeper = self._router.keeper
+        returned, self._returned = self._returned, []
+        for recall, outcome in returned:
+            assert recall.hold is not None
+            if isinstance(outcome, Returned) and outcome.granted >= 0:
+                keeper.commitments.take_back((recall.rule, recall.key), recall.hold[0], outcome.granted, now_ns)
+        keeper.resume(now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Give back what is over; begin to count anew."""

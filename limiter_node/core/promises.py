@@ -29,7 +29,6 @@ from limiter_node.core.model import DURATION_MAX_NS, Op
 if TYPE_CHECKING:
     from limiter_node.core.holds import Holds
     from limiter_node.core.in_force import RuleInForce
-    from limiter_node.core.links import Forward
     from limiter_node.core.model import Check, Verdict
     from limiter_node.core.plan import Plan
     from limiter_node.core.replication import Bucket
@@ -68,7 +67,7 @@ class Buckets(Protocol):
 
 
 class Promises:
-    """All that an owner has promised, and what waits for the end of that."""
+    """All that an owner has promised."""
 
     def __init__(self, engine: Buckets, life_ns: int) -> None:
         self.made: dict[Bucket, tuple[int, Plan]] = {}  # when each is over, and the plan that denies; latest made last
@@ -76,7 +75,6 @@ class Promises:
         self._engine = engine
         self._life_ns = life_ns  # the longest promise
         self._others_until_ns = 0  # until then whoever owned a bucket before may have promised something
-        self._waiting: dict[Bucket, list[tuple[int, Forward]]] = {}
         self._contested: dict[Bucket, int] = {}  # when something last had to wait
 
     def make(self, check: Check, verdict: Verdict, right_until_ns: int, now_ns: int) -> int:
@@ -89,7 +87,6 @@ class Promises:
             or verdict.reset_ns >= DURATION_MAX_NS  # told as that, however much longer it takes
             or bucket in self._engine.holds.tokens
             or bucket in self._contested
-            or bucket in self._waiting
             or len(self.made) >= PROMISES_MAX
         ):
             return 0
@@ -122,34 +119,11 @@ class Promises:
         rule = self._engine.rules.get(check.rule)
         return rule is None or self._engine.plan_for(rule, check.key, check.segment, now_ns) is plan
 
-    def park(self, forward: Forward, due_ns: int) -> Forward:
-        """Have a check wait; nothing more is promised or lent of its bucket meanwhile."""
-        self._waiting.setdefault((forward.check.rule, forward.check.key), []).append((due_ns, forward))
-        return forward
-
     def contest(self, bucket: Bucket, now_ns: int) -> None:
-        """Promise nothing of a bucket for a while."""
-        self._contested.pop(bucket, None)
-        self._contested[bucket] = now_ns
-
-    def is_awaited(self, bucket: Bucket) -> bool:
-        """Whether a check of the bucket waits."""
-        return bucket in self._waiting
-
-    def hurry(self, bucket: Bucket) -> None:
-        """What the checks of a bucket wait for has come."""
-        if bucket in self._waiting:
-            self._waiting[bucket] = [(0, forward) for _, forward in self._waiting[bucket]]
-
-    def take_due(self, now_ns: int) -> list[Forward]:
-        """The checks that have waited, removed, in the order in which they came for each bucket."""
-        due: list[Forward] = []
-        for bucket, waiting in list(self._waiting.items()):
-            due += [forward for due_ns, forward in waiting if due_ns <= now_ns]
-            self._waiting[bucket] = [entry for entry in waiting if entry[0] > now_ns]
-            if not self._waiting[bucket]:
-                del self._waiting[bucket]
-        return due
+        """Something waits for the promise of a bucket, if there is one: nothing is promised of it again for a while."""
+        if bucket in self.made:
+            self._contested.pop(bucket, None)
+            self._contested[bucket] = now_ns
 
     def tick(self, now_ns: int) -> None:
         """Forget what is over."""

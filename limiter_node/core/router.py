@@ -39,7 +39,6 @@ from limiter_node.core.model import (
     Reply,
     Request,
     Result,
-    Returned,
     Unreachable,
 )
 from limiter_node.core.ring import Ring
@@ -94,7 +93,6 @@ class Router:
             peer_timeout_ns=peer_timeout_ns,
             replication_ns=replication_ns,
             set_ring=on_ring,
-            recall=self._recall,
         )
         self.controller = Controller(node_id, engine.backends)
         self.batches = Batches(self)
@@ -111,7 +109,6 @@ class Router:
         self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
-        self._returned: list[tuple[Check, Outcome]] = []  # what came of leases that were called back
         self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
 
     # Checks of this node's own callers.
@@ -154,12 +151,6 @@ class Router:
         forward.reply = _nobody_waits
         self._put(link, forward)
         return forward
-
-    def _recall(self, name: str, recall: Check, now_ns: int) -> None:
-        """Call a lease back; where that does not work it ends by itself soon."""
-        link = self.links.get(name)
-        if link is not None and link.is_usable(now_ns):
-            self.ask_peer(link, recall, now_ns).reply = lambda outcome: self._returned.append((recall, outcome))
 
     def _put(self, link: Link, forward: Forward) -> None:
         if not link.outbox:
@@ -409,7 +400,7 @@ class Router:
 
     def _settle(self, now_ns: int) -> None:
         """Find another place for checks that this node was to decide and cannot; go on with batches and leases."""
-        self._take_back(now_ns)
+        self.leases.go_on(now_ns)
         homeless, late = self.keeper.take_homeless(now_ns)
         for forward in homeless:
             owner = self.ring.owner(forward.check.key)
@@ -423,14 +414,6 @@ class Router:
         for forward in late:
             forward.reply(self._give_up(forward, now_ns))
         self.batches.go_on(now_ns)
-
-    def _take_back(self, now_ns: int) -> None:
-        returned, self._returned = self._returned, []
-        for recall, outcome in returned:
-            if isinstance(outcome, Returned) and outcome.granted >= 0:
-                self.keeper.take_back(recall, outcome.granted, now_ns)
-        if returned:
-            self.keeper.resume(now_ns)
 
     def on_up(self, link: Link, now_ns: int) -> None:
         """The link carries frames."""

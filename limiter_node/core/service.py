@@ -101,7 +101,7 @@ class Service:
             index: lasts_ns
             for index, verdict in enumerate(results)
             if type(verdict) is Verdict and not verdict.allowed
-            if (lasts_ns := keeper.promises.make(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
+            if (lasts_ns := keeper.commitments.promise(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
         }
 
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:

@@ -29,7 +29,7 @@ class Shortcut:
         self._engine = router.engine
         self._held = router.engine.holds.tokens
         self._keeper = router.keeper
-        self._movable = router.keeper.promises.movable
+        self._movable = router.keeper.commitments.promises.movable
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
         """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router.

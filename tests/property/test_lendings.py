@@ -5,7 +5,7 @@ The meter (`tests.sim.meter`) is a bucket's dumb twin: every grant is booked at 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import event, given
@@ -16,9 +16,11 @@ from limiter_node.core.fence import ALWAYS_NS
 from limiter_node.core.holds import Holds
 from limiter_node.core.lendings import Lendings
 from limiter_node.core.model import Check, Lent, Op, Verdict
-from limiter_node.core.replication import Bucket
 from limiter_node.core.rules import parse_rule
 from tests.sim.meter import TOLERANCE, UNIT, Meter, numbers
+
+if TYPE_CHECKING:
+    from limiter_node.core.replication import Bucket
 
 MS = 1_000_000
 COUNT, BURST = 500, 100
@@ -52,7 +54,7 @@ class Story:
     def step(self, what: str, tokens: int, pause_ns: int) -> None:
         self.now_ns += pause_ns
         self.meter.advance(self.now_ns, numbers(COUNT, 1, BURST).slope)
-        self.lendings.tick(self.now_ns, lambda _: self.is_awaited)
+        self.lendings.tick(self.now_ns, {("api", "k")} if self.is_awaited else ())
         getattr(self, what)(tokens)
 
     def check(self, tokens: int) -> None:

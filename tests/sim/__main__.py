@@ -35,7 +35,12 @@ class Range(click.ParamType[tuple[int, int]]):
         return bounds
 
 
-GENERATORS = {"steady": scenarios.generate, "moving": scenarios.generate_moving, "atomic": scenarios.generate_atomic}
+GENERATORS = {
+    "steady": scenarios.generate,
+    "moving": scenarios.generate_moving,
+    "atomic": scenarios.generate_atomic,
+    "hot": scenarios.generate_hot,
+}
 
 
 def scenario_of(seed: int, *, file: Path | None, nodes: tuple[int, int], kind: str) -> Scenario:
@@ -58,6 +63,7 @@ def attempt(seed: int, *, file: Path | None, nodes: tuple[int, int], kind: str) 
 @click.option("--scenario", "file", type=click.Path(exists=True, path_type=Path), help="Run this file instead.")
 @click.option("--moving", "kind", flag_value="moving", help="Members come and go, too.")
 @click.option("--atomic", "kind", flag_value="atomic", help="Atomic batches, and one node that fails in the middle.")
+@click.option("--hot", "kind", flag_value="hot", help="Hot keys, tokens of which are lent.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that run at the same time.")
 @click.option("--keep-going", is_flag=True, help="Do not stop at the first failure.")
 @click.option("--dump", is_flag=True, help="Print the scenario of the first seed as a file, and run nothing.")

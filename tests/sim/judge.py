@@ -1,9 +1,9 @@
 """The judge: what a fleet promises, checked at every step; a broken promise ends the run.
 
 Safety, always: a node decides as owner only for keys that its ring gives to it; no key is granted more than its numbers
-allow, and none is denied while they allow it, by its owner or by whom the owner has promised that; a node that decides
-alone stays within its share 1/N; what callers get was decided by somebody; every check gets exactly one outcome, in
-time, on every node that lives.
+allow, by its owner or from what that has lent; none is denied while they allow it, by its owner or by whom the owner
+has promised that (where tokens were lent, some may be lost); a node that decides alone stays within its share 1/N; what
+callers get was decided by somebody; every check gets exactly one outcome, in time, on every node that lives.
 Liveness, once the faults have ended and the fleet has had time to settle: every check is decided by its owner; all
 nodes agree on the ring, on the rules and on what is wrong with them; nothing waits anywhere.
 """
@@ -160,6 +160,17 @@ class Judge:
             wrong = f"says {verdict}"
         if wrong:
             raise self._broken(node, check, f"denied at the edge: {wrong}")
+
+    def lent(self, node: SimNode, check: Check, tokens: int) -> None:
+        self.outcomes["leases"] += 1
+        self.ledger.lent(node, check, tokens)
+
+    def granted_under_lease(self, node: SimNode, check: Check, verdict: Verdict) -> None:
+        self._made[check, verdict] += 1
+        self.outcomes["granted under a lease"] += 1
+        self.granted[check.rule, check.key] += check.cost
+        if wrong := self.ledger.granted_under_lease(check):
+            raise self._broken(node, check, f"under a lease: {wrong}")
 
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         self.ledger.forgot(node, rule, key)

@@ -261,6 +261,24 @@ class Ledger:
         account.meter.level = max(0, account.meter.level - check.cost * UNIT)
         self._forgotten[check.rule, check.key] = node  # a copy may be there that does not know of it
 
+    def lent(self, node: SimNode, check: Check, tokens: int) -> None:
+        """Tokens are lent: what becomes of them is known to the borrower, and may be lost."""
+        account = self._account(node, check)
+        account.is_moved = True
+        account.untold.append((node.world.now_ns, tokens))
+
+    def granted_under_lease(self, check: Check) -> str | None:
+        """Book what a borrower grants: it counts when it is granted."""
+        account = self._accounts.get((check.rule, check.key))
+        if account is None or account.rule not in self._documents[account.holder.name].rules:
+            return None  # the rule is gone, and the bucket with it
+        now = self._numbers(account)
+        account.advance(now)
+        slack = account.slack * UNIT + account.lag_units
+        fits = account.meter.fits(check.cost, now.capacity, slack + TOLERANCE)
+        account.meter.level += check.cost * UNIT
+        return None if fits else f"granted {(account.meter.level - now.capacity) / UNIT:.6f} tokens too many"
+
     def judge_denial(self, node: SimNode, check: Check, promised_ns: int) -> str | None:
         """What is wrong with a denial that the owner has promised to the node, or None.
 

@@ -16,7 +16,9 @@ from limiter_node.control.rulebook import RuleBook
 from limiter_node.core.denials import Denials
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
-from limiter_node.core.model import Check, Op
+from limiter_node.core.leases import Leases
+from limiter_node.core.lendings import Lendings
+from limiter_node.core.model import Check, Lent, Op
 from limiter_node.core.reservations import Reservations
 from limiter_node.core.router import Router
 from tests.sim.etcd import SimEtcd, SimSession
@@ -76,6 +78,12 @@ class Witness(Protocol):
     def denied_at_edge(self, node: SimNode, check: Check, verdict: Verdict) -> None:
         """The node denied what the owner of the key had promised to deny."""
 
+    def lent(self, node: SimNode, check: Check, tokens: int) -> None:
+        """The node has lent tokens."""
+
+    def granted_under_lease(self, node: SimNode, check: Check, verdict: Verdict) -> None:
+        """The node granted a check from what it had borrowed."""
+
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The node made a bucket full again."""
 
@@ -126,6 +134,30 @@ class WatchedDenials(Denials):
         if verdict is not None:
             self._watched.witness.denied_at_edge(self._watched.node, check, verdict)
         return verdict
+
+
+class WatchedLeases(Leases):
+    """What is granted under a lease, told to the witness."""
+
+    def grant(self, check: Check, now_ns: int) -> Verdict | None:
+        verdict = super().grant(check, now_ns)
+        if verdict is not None:
+            engine = self._router.engine
+            assert isinstance(engine, WatchedEngine)
+            engine.witness.granted_under_lease(engine.node, check, verdict)
+        return verdict
+
+
+class WatchedLendings(Lendings):
+    """What is lent, told to the witness."""
+
+    def lend(self, check: Check, right_until_ns: int, now_ns: int) -> Lent | UnknownRule:
+        lent = super().lend(check, right_until_ns, now_ns)
+        if isinstance(lent, Lent) and lent.tokens:
+            engine = self._engine
+            assert isinstance(engine, WatchedEngine)
+            engine.witness.lent(engine.node, check, lent.tokens)
+        return lent
 
 
 class WatchedEngine(Engine):
@@ -288,6 +320,8 @@ class SimNode:
             open_link=self._open_link,
             on_ring=self._hear_ring,
         )
+        self.router.leases = WatchedLeases(self.router)
+        self.router.keeper.commitments.lendings = WatchedLendings(self.engine)
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
         self.session = SimSession(self, self._etcd, self, lease_ttl_ns=LEASE_TTL_NS)

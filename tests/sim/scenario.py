@@ -250,6 +250,48 @@ def generate_atomic(seed: int, nodes_low: int = 3, nodes_high: int = 4) -> Scena
     )
 
 
+def generate_hot(seed: int, nodes_low: int = 2, nodes_high: int = 4) -> Scenario:
+    """One or two keys, asked for so often that tokens of them are lent; random trouble, and a node that fails."""
+    rng = random.Random(f"hot {seed}")
+    steady = generate(seed, max(2, nodes_low), nodes_high)
+    nodes = [node.id for node in steady.nodes]
+    victim = (rng.choice(nodes),)
+    at_ms = rng.randint(600, 900)
+    moves: tuple[AnyFault, ...] = rng.choice(
+        (
+            (),
+            (Kill(at_ms=at_ms, nodes=victim),),
+            (Kill(at_ms=at_ms, nodes=victim, is_silent=True),),
+            (Freeze(at_ms=at_ms, until_ms=at_ms + rng.choice((60, 300)), nodes=victim),),
+            (Partition(at_ms=at_ms, until_ms=at_ms + rng.choice((60, 300)), links=(f"{victim[0]}|*",)),),
+            (Leave(at_ms=at_ms, nodes=victim),),
+        )
+    )
+
+    def rule() -> dict[str, Any]:
+        rate, burst = rng.choice(("100/s", "1000/s", "1/d")), rng.choice((100, 500, 2_000))
+        return {"rate": rate, "burst": burst, "lease": rng.choice((True, "auto"))}
+
+    change = DocumentChange(at_ms=rng.randint(400, 1_200), key="rules/api", value=rule())
+    return replace(
+        steady,
+        name=f"hot seed {seed}",
+        about="tokens of hot keys are lent; random trouble with messages, and a node that fails",
+        documents={"rules/api": rule()},
+        changes=rng.choice(((), (), (change,))),
+        load=Load(
+            checks_per_s=rng.choice((1_000.0, 3_000.0)),
+            keys=("user:1", "user:2")[: rng.choice((1, 2))],
+            costs=rng.choice(((1,), (1, 1, 1, 5))),
+            batch_max=rng.choice((1, 4)),
+            refund_share=rng.choice((0.0, 0.001)),
+            forget_share=rng.choice((0.0, 0.0005)),
+        ),
+        faults=rng.choice(((), steady.faults)) + moves,
+        expect=Expect(settles_within_ms=7_000 if moves else 3_500),
+    )
+
+
 def _batches(rng: random.Random, keys: Sequence[str], at_ms: int) -> Burst:
     """Some atomic batches of the same three to five keys, around a time."""
     key, *others = rng.sample(keys, rng.randint(3, 5))

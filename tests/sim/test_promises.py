@@ -96,7 +96,7 @@ class LateDenials(Denials):
 def promising(promises: type[Promises]) -> type[Router]:
     class Promising(Router):
         def set_ring(self, ring: Ring, now_ns: int) -> None:
-            self.keeper.promises.__class__ = promises
+            self.keeper.commitments.promises.__class__ = promises
             super().set_ring(ring, now_ns)
 
     return Promising

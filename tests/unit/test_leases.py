@@ -8,7 +8,7 @@ import pytest
 
 from limiter_node.core.errors import BadRule
 from limiter_node.core.leases import HOT_PER_TICK
-from limiter_node.core.lendings import SLICE_MIN
+from limiter_node.core.lendings import GRACE_NS, SLICE_MIN
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Ask, Bucket, Check, Forgotten, Op, Outcome, Refunded, Verdict
 from limiter_node.core.ring import Ring
@@ -113,7 +113,7 @@ def test_what_is_not_used_comes_back_when_it_is_over_and_is_known_to_be_spent_el
     hot.let_pass(LEASE_MAX_NS + TICK_NS)
     assert (hot.lease(), hot.lent) == (0, 0)
     assert hot.spent == hot.granted == HOT_PER_TICK + 7
-    assert hot["b"].keeper.lendings.lost == 0
+    assert hot["b"].keeper.commitments.lendings.lost == 0
 
 
 def test_a_lease_that_is_nearly_spent_is_renewed_by_a_larger_one(hot: Fleet) -> None:
@@ -128,10 +128,10 @@ def test_a_lease_that_is_nearly_spent_is_renewed_by_a_larger_one(hot: Fleet) -> 
 def test_a_lease_that_nobody_tells_of_is_spent(hot: Fleet) -> None:
     lent = hot.lent
     hot.loses = lambda _, __, request: isinstance(request, Ask) and any(c.op is Op.RETURN for c in request.checks)
-    hot.let_pass(LEASE_MAX_NS + 2 * TICK_NS)
+    hot.let_pass(LEASE_MAX_NS + GRACE_NS + 2 * TICK_NS)
     hot.loses = lambda *_: False
     assert hot.spent == hot.granted + lent
-    assert hot["b"].keeper.lendings.lost == lent
+    assert hot["b"].keeper.commitments.lendings.lost == lent
 
 
 def test_slices_shrink_with_the_bucket_and_of_few_tokens_none_is_lent() -> None:

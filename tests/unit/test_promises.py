@@ -321,10 +321,10 @@ def test_both_sides_are_bounded_and_forget_what_is_over(monkeypatch: pytest.Monk
         fleet.ask("b", Check("api", key, 5))
         fleet.ask("a", Check("api", key))
     assert len(fleet["a"].engine.denials.known) == 3
-    assert len(fleet["b"].keeper.promises.made) == 4
+    assert len(fleet["b"].keeper.commitments.promises.made) == 4
     fleet.let_pass(LIFE_NS + TICK_NS)
     assert not fleet["a"].engine.denials.known
-    promises = fleet["b"].keeper.promises
+    promises = fleet["b"].keeper.commitments.promises
     assert not promises.made
     assert not promises.movable
     fleet.spend()

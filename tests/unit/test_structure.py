@@ -61,10 +61,10 @@ IMPORTERS = {
 # One state machine each: cut in two they would be read as one.
 LINES_MAX = {
     "control/etcd.py": 490,
-    "core/engine.py": 415,
-    "core/keeper.py": 465,
+    "core/engine.py": 420,
+    "core/keeper.py": 480,
     "core/replication.py": 405,
-    "core/router.py": 475,
+    "core/router.py": 500,
     "edge/http.py": 405,
 }
 LINES_MAX_ELSEWHERE = 400
