@@ -50,6 +50,7 @@ class Subject:
     # Other nodes that work on the same checks: the owner, or its replica.
     behind: tuple[Node, ...] = ()
     denies: bool = False
+    rule: str = RULE
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -93,7 +94,7 @@ class Group:
         print(self.title)
         argvs = {
             subject: command(
-                subject.asked.http, subject.mode, keyfile, rule=RULE, seconds=plan.seconds, cpu=plan.load_cpu
+                subject.asked.http, subject.mode, keyfile, rule=subject.rule, seconds=plan.seconds, cpu=plan.load_cpu
             )
             for subject in self.subjects
         }
@@ -276,6 +277,44 @@ def bench_denied(plan: Plan, *, quick: bool) -> dict[str, Any]:
     return {**group.as_json(), "owner_busy": busy}
 
 
+def bench_hot(plan: Plan, *, quick: bool) -> dict[str, Any]:
+    """One key within its limit, asked for at a node that does not own it, with leases and without."""
+    del quick
+    with Stage() as stage:
+        etcd = stage.etcd(cpu=plan.load_cpu)
+        for rule, lease in (("lent", True), ("kept", False)):
+            put(etcd, f"/limiter/rules/{rule}", {"rate": "1000000/s", "burst": 1_000_000, "lease": lease})
+        names = ("bench-asked", "bench-owner", "bench-other")
+        asked, owner, other = (stage.node(name, ["--etcd", etcd], cpu=plan.server_cpu) for name in names)
+        keys = keys_of_13_bytes(100, seed=plan.seed)
+        key = next(key for key, name in zip(keys, owners(asked.admin, keys), strict=True) if name == "bench-owner")
+        keyfile = _keyfile(stage, [key])
+        group = Group(
+            f"hot: three nodes on one core and a real etcd, one key within its limit, {CONNECTIONS} connections",
+            subjects=[
+                Subject("leases, asking another node", asked, behind=(owner, other), rule="lent"),
+                Subject("no leases, asking another node", asked, behind=(owner, other), rule="kept"),
+                Subject("no leases, asking the owner", owner, behind=(asked, other), rule="kept"),
+            ],
+            figures=[
+                Figure("leases, asking another node", "no leases, asking another node", 1.2),
+                Figure("leases, asking another node", "no leases, asking the owner", None),
+            ],
+            does_not_show=(
+                "a core for each node: there the owner's, which takes part in every check without leases and\n"
+                "  in next to none with them, is what bounds the fleet"
+            ),
+        )
+        group.run(plan, keyfile)
+        argv = command(asked.http, "get", keyfile, rule="lent", seconds=plan.seconds, cpu=plan.load_cpu)
+        used_ns, began = cpu_ns([owner.server.pid]), time.monotonic_ns()
+        drive(argv, [])
+        busy = (cpu_ns([owner.server.pid]) - used_ns) / (time.monotonic_ns() - began)
+    group.show()
+    print(f"  the owner's processor time with leases: {busy:.1%} of a core\n", flush=True)
+    return {**group.as_json(), "owner_busy": busy}
+
+
 def bench_memory(plan: Plan, *, quick: bool) -> dict[str, Any]:
     """Bytes per key, and that they are given back."""
     return memory.measure(quick=quick, seed=plan.seed, cpu=plan.server_cpu)
@@ -285,6 +324,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "local": bench_local,
     "forward": bench_forward,
     "denied": bench_denied,
+    "hot": bench_hot,
     "memory": bench_memory,
 }
 

@@ -73,7 +73,7 @@ def gauges(node: Parts) -> dict[str, Reading]:
 
 def totals(node: Parts) -> dict[str, Reading]:
     """{metric name: (help text, how to read it)} of what only grows."""
-    return {**_check_totals(node), **_fleet_totals(node), **backend_totals(node)}
+    return {**_check_totals(node), **_fleet_totals(node), **_edge_totals(node), **backend_totals(node)}
 
 
 def _check_totals(node: Parts) -> dict[str, Reading]:
@@ -107,10 +107,6 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
     router, keeper = node.router, node.router.keeper
     return {
         "limiter_forwarded_checks": Reading("Checks passed on to their owner.", lambda: router.forwarded),
-        "limiter_edge_denials": Reading(
-            "Checks of other nodes' keys that this node denied at once, as their owners had promised.",
-            lambda: node.engine.denials.told,
-        ),
         "limiter_rerouted_checks": Reading(
             "Forwarded checks that the first node asked did not own.",
             lambda: router.rerouted,
@@ -155,6 +151,25 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
         ),
         "limiter_etcd_lease_losses": Reading(
             "Leases that ran out.", lambda: node.etcd.lease_losses if node.etcd else 0
+        ),
+    }
+
+
+def _edge_totals(node: Parts) -> dict[str, Reading]:
+    router, lendings = node.router, node.router.keeper.commitments.lendings
+    return {
+        "limiter_edge_denials": Reading(
+            "Checks of other nodes' keys that this node denied at once, as their owners had promised.",
+            lambda: node.engine.denials.told,
+        ),
+        "limiter_leased_grants": Reading(
+            "Tokens of other nodes' keys that this node granted from what it had borrowed.",
+            lambda: router.leases.granted,
+        ),
+        "limiter_lent_tokens": Reading(
+            "Tokens of this node's keys that it has lent. lost: of these, those that no word came of: they are spent.",
+            lambda: {"lent": lendings.tokens, "lost": lendings.lost},
+            label="what",
         ),
     }
 

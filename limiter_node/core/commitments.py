@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.lendings import Lendings
+from limiter_node.core.links import PARKED_SHARE
 from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, UnknownRule, Verdict
-from limiter_node.core.promises import Promises
+from limiter_node.core.promises import Promises, longest_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,10 @@ class Commitments:
 
     recall: Callable[[str, Check, int], None]
 
-    def __init__(self, engine: Engine, life_ns: int) -> None:
-        self.promises = Promises(engine, life_ns)
-        self.lendings = Lendings(engine)
+    def __init__(self, engine: Engine, peer_timeout_ns: int) -> None:
+        self.promises = Promises(engine, longest_ns(peer_timeout_ns))
+        self.lendings = Lendings(engine, peer_timeout_ns)
+        self._parked_ns = round(peer_timeout_ns * PARKED_SHARE)
         self._movable = self.promises.movable
         self._lent = engine.holds.lent
         self._waiting: dict[Bucket, list[tuple[int, Forward]]] = {}
@@ -68,7 +70,7 @@ class Commitments:
         What was decided and is not told has changed nothing: it is a denial.
         """
         if self.lendings.hinders(check, outcome):
-            return self.lendings.due_ns((check.rule, check.key))
+            return now_ns + self._parked_ns
         return 0 if outcome is not None else self.promises.due_ns(check, now_ns)
 
     def park(self, forward: Forward, due_ns: int, now_ns: int) -> Forward:
@@ -107,5 +109,5 @@ class Commitments:
     def tick(self, now_ns: int) -> None:
         """End what is over."""
         self.promises.tick(now_ns)
-        for bucket in self.lendings.tick(now_ns, self._waiting.keys()):
+        for bucket in self.lendings.tick(now_ns):
             self._hurry(bucket)

@@ -33,7 +33,7 @@ from limiter_node.core.model import (
     Settled,
     Verdict,
 )
-from limiter_node.core.promises import GIVES_BACK, longest_ns
+from limiter_node.core.promises import GIVES_BACK
 from limiter_node.core.pulls import Pulls
 from limiter_node.core.replication import Barrier, Replication
 from limiter_node.core.ring import Ring
@@ -66,7 +66,7 @@ class Keeper:
         self.fence = Fence(node_id, peer_timeout_ns)
         self.custody = Custody(node_id)
         self.replication = Replication(node_id, engine, wake=self._wake)
-        self.commitments = Commitments(engine, longest_ns(peer_timeout_ns))
+        self.commitments = Commitments(engine, peer_timeout_ns)
         self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
         self.acted = 0  # checks decided in an owner's place
         self.lapses = 0

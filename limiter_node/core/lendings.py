@@ -17,7 +17,8 @@ lease lives, so that the bound holds there, too. A lease does not outlast the ow
 
 Slices follow what the borrower asks for, and are at most one in SLICES of what is free: they shrink with the bucket,
 and at few tokens none are lent. A check that would be denied while tokens are lent out waits until they are called
-back: a round trip, or as long as a lease lives if the borrower is gone. A refund, a reset and whoever looks wait, too.
+back: a round trip, or PARKED_SHARE of a peer timeout if the borrower does not answer. Refunds, resets and whoever looks
+wait, too.
 
 Lent are tokens of a single token bucket whose rule names no backend (its gate is asked where the key lives), is not in
 shadow mode, and of durability async (a grant under a lease has no copy anywhere).
@@ -33,7 +34,7 @@ from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.token_plan import LEASE_MAX_NS, TokenPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator
 
     from limiter_node.core.holds import Holds
     from limiter_node.core.in_force import RuleInForce
@@ -48,9 +49,6 @@ SLICE_MIN = 8
 
 LIFE_MIN_NS = 5_000_000
 """Shorter leases are not worth the asking."""
-
-GRACE_NS = 50_000_000
-"""For how long after its end the word of a lease is waited for, unless a check waits with it."""
 
 LENDINGS_MAX = 1_000
 """Buckets at a time; all are looked at in each tick."""
@@ -84,10 +82,11 @@ class Lending(NamedTuple):
 class Lendings:
     """All of a node."""
 
-    def __init__(self, engine: Buckets) -> None:
+    def __init__(self, engine: Buckets, grace_ns: int) -> None:
         self.tokens = 0  # lent so far
         self.lost = 0  # of these, those of leases that were not told of in time
         self._engine = engine
+        self._grace_ns = grace_ns  # how long after its end the word of a lease is waited for
         self._count = 0
         self._out: dict[Bucket, dict[str, Lending]] = {}
 
@@ -121,10 +120,6 @@ class Lendings:
         rule, key = bucket
         for name, lending in self._out.get(bucket, {}).items():
             yield lending.borrower, Check(rule, key, 0, lending.segment, Op.RECALL, (name, 0))
-
-    def due_ns(self, bucket: Bucket) -> int:
-        """When the last lease of a bucket is over; 0 when there is none."""
-        return max((lending.until_ns for lending in self._out.get(bucket, {}).values()), default=0)
 
     def hinders(self, check: Check, outcome: Outcome | None = None) -> bool:
         """Whether lent tokens must come back before a check is decided, or before its outcome is told."""
@@ -168,16 +163,12 @@ class Lendings:
         """Those of which something is lent."""
         return list(self._out)
 
-    def tick(self, now_ns: int, awaited: Container[Bucket]) -> list[Bucket]:
-        """End the leases that were not told of in time, earlier if checks wait (`awaited`).
-
-        Returns the buckets of which nothing more is lent.
-        """
+    def tick(self, now_ns: int) -> list[Bucket]:
+        """End the leases that were not told of in time; returns the buckets of which nothing more is lent."""
         done = []
         for bucket, there in list(self._out.items()):
-            over_ns = now_ns if bucket in awaited else now_ns - GRACE_NS
             for name, lending in list(there.items()):
-                if lending.until_ns <= over_ns:
+                if lending.until_ns + self._grace_ns <= now_ns:
                     self.lost += lending.tokens
                     if self.end(bucket, name, lending.tokens, now_ns):
                         done.append(bucket)

@@ -397,6 +397,7 @@ def test_rules_are_listed_with_their_defaults_filled_in(node: NodeProcess) -> No
         "on_unreachable": "local",
         "durability": "async",
         "shadow": False,
+        "lease": "auto",
     }
     assert {name: api.get(name) for name in expected} == expected
     assert set(api["segments"]) == {"premium", "free"}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from limiter_node.core.replication import Bucket
 
 MS = 1_000_000
+GRACE_NS = 100 * MS
 COUNT, BURST = 500, 100
 
 steps = st.lists(
@@ -41,11 +42,10 @@ class Story:
     def __init__(self) -> None:
         self.engine = Engine(buckets_max=100)
         self.engine.set_rule("api", parse_rule("api", {"rate": f"{COUNT}/s", "burst": BURST}), 0)
-        self.lendings = Lendings(self.engine)
+        self.lendings = Lendings(self.engine, GRACE_NS)
         self.meter = Meter(0)
         self.leases: list[list[Any]] = []  # id, left, granted, until
         self.now_ns = 0
-        self.is_awaited = False
 
     def book(self, tokens: int) -> None:
         assert self.meter.fits(tokens, numbers(COUNT, 1, BURST).capacity, TOLERANCE), "too many"
@@ -54,7 +54,7 @@ class Story:
     def step(self, what: str, tokens: int, pause_ns: int) -> None:
         self.now_ns += pause_ns
         self.meter.advance(self.now_ns, numbers(COUNT, 1, BURST).slope)
-        self.lendings.tick(self.now_ns, {("api", "k")} if self.is_awaited else ())
+        self.lendings.tick(self.now_ns)
         getattr(self, what)(tokens)
 
     def check(self, tokens: int) -> None:
@@ -85,8 +85,7 @@ class Story:
                 self.lendings.end(("api", "k"), name, granted, self.now_ns)
 
     def wait(self, tokens: int) -> None:
-        """Somebody waits, or does not: what is not told of in time is given up sooner, or later."""
-        self.is_awaited = tokens % 2 == 0
+        """What nobody gives back is lost."""
 
     def refund(self, tokens: int) -> None:
         before = self.engine.rules["api"].default.account("k", self.now_ns)

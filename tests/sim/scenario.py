@@ -280,10 +280,10 @@ def generate_hot(seed: int, nodes_low: int = 2, nodes_high: int = 4) -> Scenario
         documents={"rules/api": rule()},
         changes=rng.choice(((), (), (change,))),
         load=Load(
-            checks_per_s=rng.choice((1_000.0, 3_000.0)),
+            checks_per_s=rng.choice((600.0, 1_800.0)),
             keys=("user:1", "user:2")[: rng.choice((1, 2))],
             costs=rng.choice(((1,), (1, 1, 1, 5))),
-            batch_max=rng.choice((1, 4)),
+            batch_max=rng.choice((1, 3)),
             refund_share=rng.choice((0.0, 0.001)),
             forget_share=rng.choice((0.0, 0.0005)),
         ),

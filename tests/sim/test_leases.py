@@ -23,8 +23,6 @@ from tests.sim.node import WatchedLeases, WatchedLendings
 from tests.sim.scenario import Burst, Expect, Load, NodeSpec, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Container
-
     from limiter_node.core.leases import Lease, Mark
     from limiter_node.core.model import Check, Returned
     from limiter_node.core.replication import Bucket
@@ -106,7 +104,7 @@ class SpendingRouter(Router):
 class ForgivingLendings(WatchedLendings):
     """Takes what is not told of for not granted."""
 
-    def tick(self, now_ns: int, awaited: Container[Bucket]) -> list[Bucket]:
+    def tick(self, now_ns: int) -> list[Bucket]:
         over = [(bucket, name) for bucket, there in self._out.items() for name in there]
         return [
             bucket

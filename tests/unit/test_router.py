@@ -85,7 +85,7 @@ class Fixture:
         return [name for name, carrier in self.carriers.items() if carrier.is_closed]
 
     def put(self, **rule: Any) -> None:
-        self.engine.set_rule("api", parse_rule("api", {"rate": "1/d", **rule}), 0)
+        self.engine.set_rule("api", parse_rule("api", {"rate": "1/d", "lease": False, **rule}), 0)
 
     def join(self, *names: str, revision: int = 7, up: bool = True) -> None:
         self.router.set_ring(ring_of(*names, revision=revision), self.now_ns)

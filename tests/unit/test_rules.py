@@ -141,6 +141,7 @@ def test_a_rule_of_nothing_but_a_rate_gets_every_default() -> None:
         "on_unreachable": "local",
         "durability": "async",
         "shadow": False,
+        "lease": "auto",
     }
 
 
@@ -159,6 +160,7 @@ def test_a_rule_with_everything_is_described_with_everything() -> None:
         "on_unreachable": "deny",
         "durability": "sync",
         "shadow": True,
+        "lease": False,
     }
     rule = parse_rule("api", document)
     assert rule.limits["free"] == (Limit("10/30s", 10, 30, 10),)
