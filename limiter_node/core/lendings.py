@@ -53,7 +53,7 @@ LIFE_MIN_NS = 5_000_000
 LENDINGS_MAX = 1_000
 """Buckets at a time; all are looked at in each tick."""
 
-LOOKS = (Op.REFUND, Op.FORGET, Op.INSPECT)
+LOOKS = (Op.REFUND, Op.FORGET, Op.INSPECT, Op.EXPLAIN)
 """What needs to know how many of the lent tokens are spent."""
 
 

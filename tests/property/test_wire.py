@@ -33,11 +33,13 @@ from limiter_node.core.model import (
     Frame,
     Hello,
     Hold,
+    Lent,
     Look,
     Looked,
     NotOwner,
     Op,
     Refunded,
+    Returned,
     Settled,
     UnknownRule,
     Unreachable,
@@ -79,6 +81,8 @@ results = st.one_of(
     st.builds(Unreachable),
     st.builds(Settled, st.booleans()),
     st.builds(Refunded, tokens, tokens, tokens, times_ns),
+    st.builds(Lent, texts, tokens, times_ns, tokens, times_ns, tokens, times_ns, times_ns),
+    st.builds(Returned, st.integers(-1, 2**53)),
 )
 copies = st.builds(
     Copy,
