@@ -38,9 +38,13 @@ class Commitments:
         self._lent = engine.holds.lent
         self._waiting: dict[Bucket, list[tuple[int, Forward]]] = {}
 
-    def bind(self, bucket: Bucket) -> bool:
-        """Whether a check of the bucket may have to wait."""
-        return bool((self._movable and bucket in self._movable) or (self._lent and bucket in self._lent))
+    def bind(self, check: Check) -> bool:
+        """Whether a check may have to wait."""
+        movable, lent = self._movable, self._lent
+        if not movable and not lent:
+            return False
+        bucket = check.rule, check.key
+        return bucket in movable or bucket in lent
 
     def promise(self, check: Check, verdict: Verdict, right_until_ns: int, now_ns: int) -> int:
         """As `Promises.make`."""

@@ -119,7 +119,7 @@ class Keeper:
             now_ns < self.free_until_ns
             and check.op is Op.CHECK
             and not self._engine.sync_rules
-            and not self.commitments.bind((check.rule, check.key))
+            and not self.commitments.bind(check)
         )
 
     def decide(

@@ -126,11 +126,9 @@ class Leases:
 
     def note(self, check: Check, now_ns: int) -> None:
         """A check of another node's key is passed on: borrow of the key if that happens often."""
-        if check.op is not Op.CHECK:
-            return
-        mark = check.rule, check.key, check.segment
-        count = self._asked[mark] = self._asked.get(mark, 0) + 1
-        if count in (WARM_PER_TICK, HOT_PER_TICK):
+        mark, asked = (check.rule, check.key, check.segment), self._asked
+        count = asked[mark] = asked.get(mark, 0) + 1
+        if count in (WARM_PER_TICK, HOT_PER_TICK) and check.op is Op.CHECK:
             rule = self._router.engine.rules.get(check.rule)
             if rule is not None and rule.may_lend and (count == HOT_PER_TICK or rule.rule.lease is True):
                 self._borrow(mark, count * TICKS_PER_LEASE * SPARE, now_ns)
