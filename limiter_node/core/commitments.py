@@ -30,9 +30,9 @@ class Commitments:
 
     recall: Callable[[str, Check, int], None]
 
-    def __init__(self, engine: Engine, peer_timeout_ns: int) -> None:
+    def __init__(self, engine: Engine, peer_timeout_ns: int, boot: int) -> None:
         self.promises = Promises(engine, longest_ns(peer_timeout_ns))
-        self.lendings = Lendings(engine, peer_timeout_ns)
+        self.lendings = Lendings(engine, peer_timeout_ns, boot)
         self._parked_ns = round(peer_timeout_ns * PARKED_SHARE)
         self._movable = self.promises.movable
         self._lent = engine.holds.lent

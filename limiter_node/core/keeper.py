@@ -58,6 +58,7 @@ class Keeper:
         engine: Engine,
         links: dict[str, Link],
         *,
+        boot: int = 0,
         peer_timeout_ns: int,
         replication_ns: int,
         set_ring: Callable[[Ring], None],
@@ -66,7 +67,7 @@ class Keeper:
         self.fence = Fence(node_id, peer_timeout_ns)
         self.custody = Custody(node_id)
         self.replication = Replication(node_id, engine, wake=self._wake)
-        self.commitments = Commitments(engine, peer_timeout_ns)
+        self.commitments = Commitments(engine, peer_timeout_ns, boot)
         self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
         self.acted = 0  # checks decided in an owner's place
         self.lapses = 0

@@ -13,7 +13,8 @@ seconds is at most X at its beginning, plus rate x t. Lent tokens do not refill 
 begin to refill when they are told of: that costs, and never gives.
 
 What is lent is spent for everybody else: for the replica, or a new owner, and with what could be refilled while the
-lease lives, so that the bound holds there, too. A lease does not outlast the owner's right to decide, as `promises`.
+lease lives, so that the bound holds there, too. When a key moves, slices that were out are lost so. A lease does not
+outlast the owner's right to decide, as `promises`.
 
 Slices follow what the borrower asks for, and are at most one in SLICES of what is free: they shrink with the bucket,
 and at few tokens none are lent. A check that would be denied while tokens are lent out waits until they are called
@@ -82,11 +83,12 @@ class Lending(NamedTuple):
 class Lendings:
     """All of a node."""
 
-    def __init__(self, engine: Buckets, grace_ns: int) -> None:
+    def __init__(self, engine: Buckets, grace_ns: int, boot: int) -> None:
         self.tokens = 0  # lent so far
         self.lost = 0  # of these, those of leases that were not told of in time
         self._engine = engine
         self._grace_ns = grace_ns  # how long after its end the word of a lease is waited for
+        self._boot = boot  # names this life of the node: what is told of another's leases ends none of this one's
         self._count = 0
         self._out: dict[Bucket, dict[str, Lending]] = {}
 
@@ -105,7 +107,7 @@ class Lendings:
         assert isinstance(plan, TokenPlan)
         self._count += 1
         self.tokens += tokens
-        name, bucket = str(self._count), (check.rule, check.key)
+        name, bucket = f"{self._boot:x}.{self._count}", (check.rule, check.key)
         lending = Lending(check.hold[0], tokens, now_ns + lasts_ns, check.segment)
         self._out.setdefault(bucket, {})[name] = lending
         self._engine.holds.lend(bucket, tokens)

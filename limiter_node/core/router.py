@@ -90,6 +90,7 @@ class Router:
             node_id,
             engine,
             self.links,
+            boot=boot,
             peer_timeout_ns=peer_timeout_ns,
             replication_ns=replication_ns,
             set_ring=on_ring,

@@ -42,7 +42,7 @@ class Story:
     def __init__(self) -> None:
         self.engine = Engine(buckets_max=100)
         self.engine.set_rule("api", parse_rule("api", {"rate": f"{COUNT}/s", "burst": BURST}), 0)
-        self.lendings = Lendings(self.engine, GRACE_NS)
+        self.lendings = Lendings(self.engine, GRACE_NS, 1)
         self.meter = Meter(0)
         self.leases: list[list[Any]] = []  # id, left, granted, until
         self.now_ns = 0

@@ -321,7 +321,7 @@ class SimNode:
             on_ring=self._hear_ring,
         )
         self.router.leases = WatchedLeases(self.router)
-        self.router.keeper.commitments.lendings = WatchedLendings(self.engine, PEER_TIMEOUT_NS)
+        self.router.keeper.commitments.lendings = WatchedLendings(self.engine, PEER_TIMEOUT_NS, self.lives)
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
         self.session = SimSession(self, self._etcd, self, lease_ttl_ns=LEASE_TTL_NS)

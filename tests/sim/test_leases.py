@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from limiter_node.core.model import Check, Returned
     from limiter_node.core.replication import Bucket
 
-SEEDS = 3
+SEEDS = 2
 
 HOT = Scenario(
     name="hot",

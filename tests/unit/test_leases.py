@@ -9,7 +9,7 @@ import pytest
 from limiter_node.core.errors import BadRule
 from limiter_node.core.leases import HOT_PER_TICK
 from limiter_node.core.lendings import SLICE_MIN
-from limiter_node.core.links import Forward
+from limiter_node.core.links import Forward, LinkState
 from limiter_node.core.model import Ask, Bucket, Check, Forgotten, Op, Outcome, Refunded, Verdict
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import parse_rule
@@ -190,7 +190,7 @@ def test_who_gives_back_or_looks_sees_what_was_granted_elsewhere(hot: Fleet, op:
 
 def test_a_lease_called_back_before_it_has_come_is_given_back_at_once() -> None:
     fleet = Fleet()
-    lease = Check("api", fleet.key, 0, op=Op.RECALL, hold=("1", 0))
+    lease = Check("api", fleet.key, 0, op=Op.RECALL, hold=("1.1", 0))
     answers: list[Any] = []
     for _ in range(HOT_PER_TICK):
         fleet.at_once()
@@ -200,6 +200,41 @@ def test_a_lease_called_back_before_it_has_come_is_given_back_at_once() -> None:
     assert fleet.lease() == 0
     assert fleet.lent == 0
     assert fleet.spent == fleet.granted
+
+
+def test_a_peek_is_asked_of_the_owner_for_whom_what_is_lent_is_spent(hot: Fleet) -> None:
+    assert hot.at_once(cost=0) is None
+    assert hot.check(cost=0).remaining == BURST - HOT_PER_TICK - hot.lent
+    assert hot.at_once(cost=hot.lease() + 1) is None
+
+
+def test_who_was_refused_asks_no_more_for_a_while() -> None:
+    fleet = Fleet(burst=60)
+    fleet.heat()
+    assert (fleet.lease(), len(fleet.asks(Op.LEND))) == (12, 1)
+    fleet = Fleet(burst=30)
+    for _ in range(3):
+        fleet.heat()
+        fleet.let_pass(TICK_NS)
+    assert (fleet.lease(), len(fleet.asks(Op.LEND))) == (0, 1)
+
+
+def test_nothing_is_borrowed_over_a_link_that_is_down(hot: Fleet) -> None:
+    hot.let_pass(LEASE_MAX_NS + TICK_NS)
+    hot["a"].links["b"].state = LinkState.DOWN
+    hot.heat()
+    assert hot.lease() == 0
+
+
+def test_what_is_told_of_a_lease_of_another_life_or_twice_ends_none(hot: Fleet) -> None:
+    lent = hot.lent
+    for name in ("0.1", "1.2", "1", ""):
+        hot.ask("a", Check("api", hot.key, 0, op=Op.RETURN, hold=(name, 0)))
+    assert hot.lent == lent
+    for _ in range(2):
+        hot.ask("a", Check("api", hot.key, 0, op=Op.RETURN, hold=("1.1", 5)))
+    assert hot.lent == 0
+    assert hot.spent == HOT_PER_TICK + 5
 
 
 @pytest.mark.parametrize("change", ["rule", "ring", "link"])
