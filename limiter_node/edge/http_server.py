@@ -39,10 +39,12 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; returns the address in use."""
+    async def start(self, host: str, port: int, *, is_shared: bool = False) -> tuple[str, int]:
+        """Listen, where `is_shared` beside other processes of this user; returns the address in use."""
         self._loop = asyncio.get_running_loop()
-        self._server = await self._loop.create_server(lambda: HttpConnection(self), host, port, backlog=1024)
+        self._server = await self._loop.create_server(
+            lambda: HttpConnection(self), host, port, backlog=1024, reuse_port=is_shared or None
+        )
         self._ticker = self._loop.create_task(self._tick())
         address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return address
