@@ -2,7 +2,7 @@
 
 A figure of speed is a ratio of medians over interleaved runs: A B C, A B C, ... so that a machine that
 slows down, or a neighbour that wakes up, touches all of them alike. Servers share one core, the load
-generator has another; only one server is asked at a time.
+generator has another; only one server is asked at a time. A node with workers has both, and so has its load.
 
     python -m bench.run [--quick] [--json FILE] [PART ...]
 """
@@ -48,10 +48,12 @@ class Subject:
     mode: Mode = "get"
     # Other nodes that work on the same checks: the owner, or its replica.
     behind: tuple[Node, ...] = ()
+    load_cpus: str = ""  # where the load comes from, if not from the plan's core
+    connections: int = CONNECTIONS
 
     @property
     def pids(self) -> tuple[int, ...]:
-        return tuple(node.server.pid for node in (self.asked, *self.behind))
+        return tuple(pid for node in (self.asked, *self.behind) for pid in node.pids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,13 @@ class Group:
         print(self.title)
         argvs = {
             subject: command(
-                subject.asked.http, subject.mode, keyfile, rule=RULE, seconds=plan.seconds, cpu=plan.load_cpu
+                subject.asked.http,
+                subject.mode,
+                keyfile,
+                rule=RULE,
+                seconds=plan.seconds,
+                cpu=subject.load_cpus or plan.load_cpu,
+                connections=subject.connections,
             )
             for subject in self.subjects
         }
@@ -240,6 +248,48 @@ def bench_forward(plan: Plan, *, quick: bool) -> dict[str, Any]:
     return group.as_json()
 
 
+def bench_cores(plan: Plan, *, quick: bool) -> dict[str, Any]:
+    """Several workers on two cores, which their load is on too, against one on one."""
+    del quick
+    both = f"{plan.server_cpu},{plan.load_cpu}"
+    with Stage() as stage:
+        # On cores that others use as well, a worker that has to wait for its turn must not pass for dead.
+        one, two, four = (
+            stage.standalone(
+                {RULE: NUMBERS},
+                cpu=both if count > 1 else plan.server_cpu,
+                name=f"workers-{count}",
+                options=("--workers", str(count), "--peer-timeout", "1000"),
+            )
+            for count in (1, 2, 4)
+        )
+        keyfile = _keyfile(stage, keys_of_13_bytes(KEYS, seed=plan.seed))
+        modes: tuple[Mode, ...] = ("get", "batch")
+        nodes = [("1 worker on 1 core", one, "")]
+        nodes += [("2 workers on 2 cores", two, both), ("4 workers on 2 cores", four, both)]
+        group = Group(
+            f"cores: nodes of 1, 2 and 4 workers, {KEYS:,} keys in shuffled order, {4 * CONNECTIONS} connections",
+            subjects=[
+                Subject(f"{name}, {mode}", node, mode, load_cpus=cpus, connections=4 * CONNECTIONS)
+                for mode in modes
+                for name, node, cpus in nodes
+            ],
+            figures=[
+                Figure("4 workers on 2 cores, get", "1 worker on 1 core, get", 1.5),
+                Figure("2 workers on 2 cores, get", "1 worker on 1 core, get", None),
+                Figure("4 workers on 2 cores, batch", "1 worker on 1 core, batch", None),
+                Figure("2 workers on 2 cores, batch", "1 worker on 1 core, batch", None),
+            ],
+            does_not_show=(
+                "cores without the load on them; keys that a client asks again while they are\n"
+                "  denied; of n workers each owns 1/n of the keys, so all but 1/n of the checks are passed on"
+            ),
+        )
+        group.run(plan, keyfile)
+    group.show()
+    return group.as_json()
+
+
 def bench_memory(plan: Plan, *, quick: bool) -> dict[str, Any]:
     """Bytes per key, and that they are given back."""
     return memory.measure(quick=quick, seed=plan.seed, cpu=plan.server_cpu)
@@ -248,6 +298,7 @@ def bench_memory(plan: Plan, *, quick: bool) -> dict[str, Any]:
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "local": bench_local,
     "forward": bench_forward,
+    "cores": bench_cores,
     "memory": bench_memory,
 }
 

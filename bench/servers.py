@@ -95,6 +95,12 @@ class Node:
     server: Server
     http: str
     admin: str = ""
+    # Of a node with workers: they do the work.
+    workers: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.server.pid, *self.workers)
 
 
 class Stage:
@@ -114,8 +120,8 @@ class Stage:
             server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, name: str, argv: Sequence[str], *, cpu: int) -> Server:
-        """Start a process on that core; it is told to end should this one be killed."""
+    def start(self, name: str, argv: Sequence[str], *, cpu: int | str) -> Server:
+        """Start a process on that core, or on those; it is told to end should this one be killed."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -159,13 +165,15 @@ class Stage:
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 
-    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> Node:
+    def standalone(
+        self, rules: dict[str, Any], *, cpu: int | str, name: str = "standalone", options: Sequence[str] = ()
+    ) -> Node:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.node(name, ["--rules", str(path)], cpu=cpu)
+        return self.node(name, ["--rules", str(path), *options], cpu=cpu)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int) -> Node:
+    def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> Node:
         """Start a node on free ports and wait until it is ready."""
         argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
         for listener in ("--http", "--admin", "--peer"):
@@ -174,7 +182,8 @@ class Stage:
         server.wait_until("listening", lambda: _listening(server.log) is not None)
         where = _listening(server.log) or {}
         server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
-        return Node(server, http=where["http"], admin=where["admin"])
+        workers = read_json(f"http://{where['admin']}/v1/status").get("workers", [])
+        return Node(server, where["http"], where["admin"], tuple(worker["pid"] for worker in workers))
 
 
 def put(etcd: str, key: str, value: object) -> None:
