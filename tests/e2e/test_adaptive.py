@@ -206,7 +206,8 @@ def test_signals_that_stop_in_mid_overload_hold_and_then_go_to_the_fallback(flee
             return bool(now["state"] == "fallback")
 
         eventually(has_fallen_back, 15.0, "the fallback")
-        assert all(later <= before + 1e-9 for before, later in itertools.pairwise(seen[5:]))
+        # Held or lowered; raised only where it had been cut below the fallback, and no higher than that.
+        assert all(later <= max(before + 1e-9, 0.2) for before, later in itertools.pairwise(seen[5:]))
         eventually(lambda: multipliers(fleet) == [0.2, 0.2, 0.2], 5.0, "0.2 everywhere")
         assert backend_at(fleet.nodes[0])["signal_age"] >= 4
 
