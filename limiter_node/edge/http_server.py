@@ -44,11 +44,9 @@ READS_MAX = 64
 CHUNK_BYTES_MAX = 4 << 10
 """With more to do the clock is looked at this often: thirty plain checks, or one read of more."""
 
-PASS_NS = 2_000_000
-"""What checks may take of a pass of the loop: a peer waits for one at most at either end, its timeout is 100 ms."""
-
 DECIDING_NS = 1_600_000
-"""Of these, as long as there is something to be refused."""
+REFUSING_NS = 400_000
+"""What either may take of a pass of the loop: a peer waits for one at each end, and its timeout is 100 ms."""
 
 
 ACCEPTS_PER_PASS = 8
@@ -180,9 +178,10 @@ class HttpServer:
             backlog.put(connection, behind.get(connection) or before.get(connection) or began_ns)
         before.clear()
         now_ns = began_ns
-        while backlog and now_ns - began_ns < (DECIDING_NS if backlog.is_shedding else PASS_NS):
+        while backlog and now_ns - began_ns < DECIDING_NS:
             now_ns = self._handle_next(now_ns)
-        while now_ns - began_ns < PASS_NS and (late := backlog.take_late(now_ns)):
+        began_ns = now_ns
+        while now_ns - began_ns < REFUSING_NS and (late := backlog.take_late(now_ns)):
             self._refuse([late], now_ns)
             now_ns = clock.now_ns()
         self._has_much = bool(self._reads or behind or before) or backlog.is_uneasy
