@@ -102,8 +102,10 @@ class HttpServer:
         for listener in self._listeners:
             listener.close()
         deadline_s = self._loop.time() + grace_s
+        self._answer()  # closed before its answer is written, a check that was read would be spent and never granted
         while any(map(HttpConnection.is_busy, self.connections)) and self._loop.time() < deadline_s:
             await asyncio.sleep(0.01)
+            self._answer()
         for connection in list(self.connections):
             connection.close()
         self._ticker.cancel()
@@ -235,6 +237,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(1)
             self.date = _date_header()
+            self._answer()  # who is no longer idle is not to be closed for that
             now_ns = clock.now_ns()
             for connection in list(self.connections):
                 connection.tick(now_ns)
