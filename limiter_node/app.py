@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report, report_figures, report_metrics
+from limiter_node import __version__, clock, files, report, report_figures, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink, PeerServer
 from limiter_node.control.conductor import Conductor
@@ -359,6 +359,7 @@ async def serve(settings: Settings) -> None:
     """Run a node until a signal ends it; a second signal ends it at once."""
     loop = asyncio.get_running_loop()
     node = Node(settings)
+    node.http.connections_max = min(node.http.connections_max, files.room_for_clients())
     stop: asyncio.Future[str] = loop.create_future()
 
     def on_stop(why: str) -> None:
