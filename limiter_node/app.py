@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report, report_figures, report_metrics
+from limiter_node import __version__, clock, files, report, report_figures, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.cluster.peer import PeerLink
 from limiter_node.control.board import Appointment, Line, Opened, Started
@@ -347,6 +347,7 @@ async def serve(settings: Settings, end: socket.socket | None = None) -> None:
     loop = asyncio.get_running_loop()
     line = await Line.over(end) if end is not None else None
     node = Node(settings, line)
+    node.http.connections_max = min(node.http.connections_max, files.room_for_clients())
     stop: asyncio.Future[str] = loop.create_future()
 
     def on_stop(why: str) -> None:

@@ -145,6 +145,7 @@ def describe(node: Parts) -> dict[str, Any]:
         },
         "backends": {name: describe_backend(node, name) for name in sorted(node.engine.backends.names())},
         "keys": node.engine.buckets,
+        "overloaded": node.http.is_shedding,
     }
 
 
