@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench import plots
 from bench.markdown import met_text, spread_text, table
-from bench.speed import ALONE, FORWARDED, NODE, OWNER
+from bench.speed import ALONE, FORWARDED, FOUR, NODE, ONE, OWNER, TWO
 from bench.stats import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-OURS = NODE, FORWARDED, OWNER, ALONE
+OURS = NODE, FORWARDED, OWNER, ALONE, ONE, TWO, FOUR
+COMPARISONS = "local", "forwarded", "workers"
 
 HOW_TO_READ = """\
 Every system has one core, the load generator the other; Redis and etcd are on that other core, too, where neither is
@@ -40,7 +41,7 @@ def page(results: dict[str, Any]) -> str:
     parts = results["parts"]
     found = ["# Speed of one core\n", *(f"- {name}: {value}" for name, value in results["facts"].items()), ""]
     found += [HOW_TO_READ, "## Targets\n", table(("figure", "target", "measured", ""), targets(parts))]
-    for name in ("local", "forwarded"):
+    for name in COMPARISONS:
         if name in parts:
             found += [f"## {name.capitalize()}\n", _comparison(parts[name]), f"![{name}](speed-{name}.svg)\n"]
     if "local" in parts:
@@ -54,7 +55,7 @@ def page(results: dict[str, Any]) -> str:
 
 def targets(parts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A row for each figure that has a target."""
-    for name in ("local", "forwarded"):
+    for name in COMPARISONS:
         for figure in parts.get(name, {}).get("figures", ()):
             if figure["target"] is not None:
                 label = f"{figure['of']} / {figure['against']}"
@@ -79,6 +80,7 @@ def pictures(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, title in (
         ("local", "Checks a second on one core"),
         ("forwarded", "Two nodes on one core: checks a second"),
+        ("workers", "Workers beside their load: checks a second"),
     ):
         if name in parts:
             yield f"speed-{name}.svg", _bars(title, parts[name], "checks_per_s")

@@ -39,6 +39,7 @@ def measure_memory(plan: Plan) -> dict[str, Any]:
 PARTS = {
     "local": Part(speed.compare_local, lambda plan: 15 + plan.closed_loop_s(len(speed.SYSTEMS) + 3)),
     "forwarded": Part(speed.compare_forwarded, lambda plan: 10 + plan.closed_loop_s(6)),
+    "workers": Part(speed.compare_workers, lambda plan: 15 + plan.closed_loop_s(6)),
     "latency": Part(
         latency.measure,
         lambda plan: 40 + latency.RUNS_ABOUT * (plan.seconds + 0.6) * min(plan.rounds, latency.ROUNDS_MAX),

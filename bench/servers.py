@@ -78,6 +78,7 @@ class System:
     http: str
     servers: tuple[Server, ...]  # the first is the one that is asked
     admin: str = ""  # of a limiter node
+    workers: tuple[int, ...] = ()  # their pids, where it has several
 
     @property
     def server(self) -> Server:
@@ -85,7 +86,7 @@ class System:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        return tuple(server.pid for server in self.servers)
+        return (*(server.pid for server in self.servers), *self.workers)
 
     def with_help_of(self, *others: System) -> System:
         """The same where others work on its answers, too."""
@@ -98,6 +99,11 @@ class Cores:
 
     server: int
     load: int
+
+    @property
+    def both(self) -> str:
+        """For what is measured with its load beside it."""
+        return f"{self.server},{self.load}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +137,8 @@ class Stage:
             server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, name: str, argv: Sequence[str], *, cpu: int) -> Server:
-        """Start a process on that core; it is told to end should this one be killed."""
+    def start(self, name: str, argv: Sequence[str], *, cpu: int | str) -> Server:
+        """Start a process on that core, or on those; it is told to end should this one be killed."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -159,13 +165,15 @@ class Stage:
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 
-    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> System:
+    def standalone(
+        self, rules: dict[str, Any], *, cpu: int | str, name: str = "standalone", options: Sequence[str] = ()
+    ) -> System:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.node(name, ["--rules", str(path)], cpu=cpu)
+        return self.node(name, ["--rules", str(path), *options], cpu=cpu)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int) -> System:
+    def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait until it is ready."""
         argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
         for listener in ("--http", "--admin", "--peer"):
@@ -174,7 +182,8 @@ class Stage:
         server.wait_until("listening", lambda: _listening(server.log) is not None)
         where = _listening(server.log) or {}
         server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
-        return System(where["http"], (server,), where["admin"])
+        workers = read_json(f"http://{where['admin']}/v1/status").get("workers", ())
+        return System(where["http"], (server,), where["admin"], tuple(worker["pid"] for worker in workers))
 
 
 def put(etcd: str, key: str, value: object) -> None:
