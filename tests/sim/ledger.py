@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from limiter_node.core.model import Op
+from limiter_node.core.model import Bucket, Op
 from tests.sim.documents import OWN, Documents
 from tests.sim.meter import TOLERANCE, UNIT, Meter, Numbers
 
@@ -255,6 +255,35 @@ class Ledger:
         self._forgotten[rule, key].add(node)
         for mark in [mark for mark in self._shares if mark[:3] == (node.name, rule, key)]:
             del self._shares[mark]
+
+    def refunded(self, node: SimNode, check: Check) -> None:
+        """So many tokens are given back, if they were spent."""
+        account = self._account(node, check)
+        account.meter.level = max(0, account.meter.level - check.cost * UNIT)
+        self._forgotten[check.rule, check.key].add(node)
+
+    def judge_denial(self, node: SimNode, check: Check, promised_ns: int) -> str | None:
+        """What is wrong with a denial that the owner has promised to the node, or None.
+
+        Nothing is while people may have changed the numbers after the promise, and when whoever made it is gone.
+        """
+        now_ns = node.world.now_ns
+        if any(now_ns - learned_ns <= promised_ns for learned_ns in self._learned_ns.values()):
+            return None
+        owner = self._nodes.get(node.router.ring.owner(check.key) or "")
+        if owner is None or not owner.is_alive or owner.is_frozen or owner.router.ring != node.router.ring:
+            return None
+        stands = owner.engine.inspect(check.rule, check.key, owner.now_ns)
+        if isinstance(stands, Bucket) and stands.remaining:
+            return f"{stands.remaining} are left at {owner.name}"
+        account = self._accounts.get((check.rule, check.key))
+        if account is None:
+            return "nothing is spent"
+        if account.is_moved or not account.is_held_by(owner):
+            return None
+        account.advance(self._numbers(account))
+        free = self._numbers(account).capacity - account.held_tokens * UNIT
+        return f"{account.meter.left(free, 0)} are left" if account.meter.fits(1, free, -TOLERANCE) else None
 
     def settle(self, node: SimNode, check: Check, verdict: Verdict) -> str | None:
         """Book an owner's decision."""

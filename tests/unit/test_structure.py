@@ -69,10 +69,10 @@ IMPORTERS = {
 # One state machine each: cut in two they would be read as one.
 LINES_MAX = {
     "control/etcd.py": 490,
-    "core/engine.py": 410,
-    "core/keeper.py": 440,
+    "core/engine.py": 415,
+    "core/keeper.py": 465,
     "core/replication.py": 405,
-    "core/router.py": 470,
+    "core/router.py": 475,
     "edge/http.py": 405,
 }
 LINES_MAX_ELSEWHERE = 400
