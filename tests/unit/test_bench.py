@@ -82,6 +82,7 @@ def _answer_all_at_once(listener: socket.socket, count: int) -> None:
     asked_again.recv(1_000)
     asked_again.sendall(ANSWER.replace(b"200 OK", b"429 No"))
     for connection in connections:
+        connection.recv(1_000)  # until the client closes it
         connection.close()
 
 
