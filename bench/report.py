@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bench import plots
+from bench.hot import AT_OWNER, ELSEWHERE
 from bench.markdown import met_text, spread_text, table
 from bench.speed import ALONE, FORWARDED, NODE, OWNER
 from bench.stats import Spread
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-OURS = NODE, FORWARDED, OWNER, ALONE
+OURS = NODE, FORWARDED, OWNER, ALONE, ELSEWHERE, AT_OWNER
+
+COMPARISONS = {
+    "local": "Checks a second on one core",
+    "forwarded": "Two nodes on one core: checks a second",
+    "denied": "One key that has nothing left: denials a second",
+}
+"""The parts that are comparisons, and what their pictures are of."""
 
 HOW_TO_READ = """\
 Every system has one core, the load generator the other; Redis and etcd are on that other core, too, where neither is
@@ -40,7 +48,7 @@ def page(results: dict[str, Any]) -> str:
     parts = results["parts"]
     found = ["# Speed of one core\n", *(f"- {name}: {value}" for name, value in results["facts"].items()), ""]
     found += [HOW_TO_READ, "## Targets\n", table(("figure", "target", "measured", ""), targets(parts))]
-    for name in ("local", "forwarded"):
+    for name in COMPARISONS:
         if name in parts:
             found += [f"## {name.capitalize()}\n", _comparison(parts[name]), f"![{name}](speed-{name}.svg)\n"]
     if "local" in parts:
@@ -54,7 +62,7 @@ def page(results: dict[str, Any]) -> str:
 
 def targets(parts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A row for each figure that has a target."""
-    for name in ("local", "forwarded"):
+    for name in COMPARISONS:
         for figure in parts.get(name, {}).get("figures", ()):
             if figure["target"] is not None:
                 label = f"{figure['of']} / {figure['against']}"
@@ -76,10 +84,7 @@ def targets(parts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def pictures(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and contents of the pictures."""
-    for name, title in (
-        ("local", "Checks a second on one core"),
-        ("forwarded", "Two nodes on one core: checks a second"),
-    ):
+    for name, title in COMPARISONS.items():
         if name in parts:
             yield f"speed-{name}.svg", _bars(title, parts[name], "checks_per_s")
     if "local" in parts:
@@ -112,13 +117,14 @@ def _comparison(comparison: Mapping[str, Any]) -> str:
         )
         for figure in comparison["figures"]
     )
-    said = " ".join(comparison["does_not_show"].split())
+    said, busy = " ".join(comparison["does_not_show"].split()), comparison.get("owner_busy")
     return "\n".join(
         [
             f"{comparison['title']}; the hypervisor took {comparison['stolen']:.1%} of the time.\n",
             table(head, (row(name, runs) for name, runs in comparison["runs"].items())),
             table(("ratio", "of rates (within a round)", "of checks in the same CPU time"), ratios),
             f"Does not show: {said}.\n",
+            *([f"The owner's share of a core meanwhile: {busy:.1%}.\n"] if busy is not None else []),
         ]
     )
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import footprint, latency, machine, memory, report, speed
+from bench import footprint, hot, latency, machine, memory, report, speed
 from bench.comparison import Plan
 from bench.servers import Cores, ServerError
 
@@ -39,6 +39,7 @@ def measure_memory(plan: Plan) -> dict[str, Any]:
 PARTS = {
     "local": Part(speed.compare_local, lambda plan: 15 + plan.closed_loop_s(len(speed.SYSTEMS) + 3)),
     "forwarded": Part(speed.compare_forwarded, lambda plan: 10 + plan.closed_loop_s(6)),
+    "denied": Part(hot.compare_denied, lambda plan: 10 + plan.closed_loop_s(3)),
     "latency": Part(
         latency.measure,
         lambda plan: 40 + latency.RUNS_ABOUT * (plan.seconds + 0.6) * min(plan.rounds, latency.ROUNDS_MAX),

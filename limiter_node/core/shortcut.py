@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class Shortcut:
     """Decides, on a router's behalf, the checks that it would decide at once and allow, and sends off others' keys."""
 
-    __slots__ = ("_engine", "_held", "_keeper", "_router")
+    __slots__ = ("_engine", "_held", "_keeper", "_movable", "_router")
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._engine = router.engine
         self._held = router.engine.holds.tokens
         self._keeper = router.keeper
+        self._movable = router.keeper.promises.movable
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
         """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router.
@@ -44,8 +45,10 @@ class Shortcut:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
-        if (engine.entries.named and engine.entries.find(key) is not None) or (
-            self._held and (rule_name, key) in self._held
+        if (
+            (engine.entries.named and engine.entries.find(key) is not None)
+            or (self._held and (rule_name, key) in self._held)
+            or (self._movable and (rule_name, key) in self._movable)
         ):
             return None
         grant = rule.default.grant(key, now_ns)

@@ -156,6 +156,12 @@ class TokenPlan(PlanBase):
             self.window_s,
         )
 
+    def charge(self, key: str, cost: int, now_ns: int) -> None:
+        """As `Plan` has it."""
+        if not self.has(key):
+            self._moved(key, 0, now_ns)
+        self.table.put_spent(key, self.spent(key, now_ns) + cost * UNIT, now_ns)
+
     def refund(self, key: str, cost: int, now_ns: int) -> int:
         """Give back up to `cost` whole tokens that the key has spent; returns how many."""
         spent = self.spent(key, now_ns)

@@ -27,8 +27,17 @@ class Server(Protocol):
     is_draining: bool
     date: str  # the Date header line
 
-    def was_read(self, connection: HttpConnection, data: bytes) -> None:
-        """Have the connection `process` the data, and write or `flush`, later in this pass of the loop."""
+    def has_room(self) -> bool:
+        """Whether another connection may stay."""
+
+    def was_read(self, connection: HttpConnection) -> None:
+        """Have the connection `process` its input, and write or `flush`, soon."""
+
+    def was_much_read(self, connection: HttpConnection) -> None:
+        """As `was_read`, of input that may take long."""
+
+    def fell_behind(self, connection: HttpConnection) -> None:
+        """Have the connection `catch_up` once it has processed its input: until then it reads no more."""
 
     def was_answered(self, connection: HttpConnection) -> None:
         """Have the connection `flush`, later in this pass of the loop."""

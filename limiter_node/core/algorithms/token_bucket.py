@@ -171,6 +171,12 @@ class TokenBucket:
         """As `Algorithm` has it."""
         return -(-self._units(state, now_ns) // UNIT)
 
+    def charge(self, state: int | None, cost: int, now_ns: int) -> int:
+        """As `Algorithm` has it."""
+        state = self.clock.at(now_ns) + self._units(state, now_ns) + cost * UNIT
+        self._full_by = max(self._full_by, state)
+        return state
+
     def refund(self, state: int | None, cost: int, now_ns: int) -> int | None:
         """As `Algorithm` has it; what has been refilled since is no longer spent."""
         if state is None or self._units(state, now_ns) <= cost * UNIT:
