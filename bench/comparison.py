@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import machine
-from bench.load import Expected, Mode, Run, command, drive
+from bench.load import CONNECTIONS, Expected, Mode, Run, command, drive
 from bench.progress import tell
 from bench.servers import RULE
 from bench.stats import Spread, ratio
@@ -53,6 +53,8 @@ class Subject(NamedTuple):
     mode: Mode = "get"
     keyfile: Path | None = None  # instead of the comparison's
     expected: Expected = "allowed"
+    load_cpus: str = ""  # where its load is made; usually on the core of all load
+    connections: int = CONNECTIONS
 
 
 class Figure(NamedTuple):
@@ -97,7 +99,8 @@ class Comparison:
             subject.keyfile or keyfile,
             rule=RULE,
             seconds=WARM_S if is_warming else plan.seconds,
-            cpu=plan.cores.load,
+            cpu=subject.load_cpus or plan.cores.load,
+            connections=subject.connections,
         )
         run = drive(argv, subject.system.pids, expected=subject.expected)
         if is_warming:

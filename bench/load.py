@@ -1,6 +1,6 @@
 """Drives one server with wrk for a few seconds and reads what came of it.
 
-One thread, 32 connections, keep-alive, as fast as the answers come (a closed loop): the rate is the
+One thread, 32 connections for each process, keep-alive, as fast as the answers come (a closed loop): the rate is the
 server's, and the latencies are those of a server that is always busy.
 """
 
@@ -49,9 +49,18 @@ def keys_of_13_bytes(count: int, *, seed: int) -> list[str]:
     return keys
 
 
-def command(address: str, mode: Mode, keyfile: Path, *, rule: str, seconds: int, cpu: int) -> list[str]:
+def command(
+    address: str,
+    mode: Mode,
+    keyfile: Path,
+    *,
+    rule: str,
+    seconds: int,
+    cpu: int | str,
+    connections: int = CONNECTIONS,
+) -> list[str]:
     """Return the command line of one run."""
-    wrk = ["taskset", "-c", str(cpu), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
+    wrk = ["taskset", "-c", str(cpu), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     arguments = [mode, str(keyfile), rule, str(CHECKS_PER_BATCH)]
     return [*wrk, "-s", str(SCRIPT), f"http://{address}", "--", *arguments]
 

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 from bench import plots
 from bench.hot import AT_OWNER, ELSEWHERE
 from bench.markdown import met_text, spread_text, table
-from bench.speed import ALONE, FORWARDED, NODE, OWNER
+from bench.speed import ALONE, FORWARDED, FOUR, NODE, ONE, OWNER, TWO
 from bench.stats import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-OURS = NODE, FORWARDED, OWNER, ALONE, ELSEWHERE, AT_OWNER
+OURS = NODE, FORWARDED, OWNER, ALONE, ELSEWHERE, AT_OWNER, ONE, TWO, FOUR
 
 COMPARISONS = {
     "local": "Checks a second on one core",
     "forwarded": "Two nodes on one core: checks a second",
     "denied": "One key that has nothing left: denials a second",
+    "workers": "Workers beside their load: checks a second",
 }
 """The parts that are comparisons, and what their pictures are of."""
 

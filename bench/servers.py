@@ -78,6 +78,7 @@ class System:
     http: str
     servers: tuple[Server, ...]  # the first is the one that is asked
     admin: str = ""  # of a limiter node
+    workers: tuple[int, ...] = ()  # their pids, where it has several
 
     @property
     def server(self) -> Server:
@@ -85,11 +86,16 @@ class System:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        return tuple(server.pid for server in self.servers)
+        return (*(server.pid for server in self.servers), *self.workers)
 
     def is_ready(self) -> bool:
         """Whether a limiter node says that it is ready now."""
         return answers(f"http://{self.admin}/readyz")
+
+    def with_its_workers(self) -> System:
+        """The same, of a limiter node that is ready, with the processes of its workers."""
+        workers = read_json(f"http://{self.admin}/v1/status").get("workers", ())
+        return replace(self, workers=tuple(worker["pid"] for worker in workers))
 
     def with_help_of(self, *others: System) -> System:
         """The same where others work on its answers, too."""
@@ -102,6 +108,11 @@ class Cores:
 
     server: int
     load: int
+
+    @property
+    def both(self) -> str:
+        """For what is measured with its load beside it."""
+        return f"{self.server},{self.load}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +146,8 @@ class Stage:
             server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, name: str, argv: Sequence[str], *, cpu: int) -> Server:
-        """Start a process on that core; it is told to end should this one be killed."""
+    def start(self, name: str, argv: Sequence[str], *, cpu: int | str) -> Server:
+        """Start a process on that core, or on those; it is told to end should this one be killed."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -167,25 +178,27 @@ class Stage:
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 
-    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> System:
+    def standalone(
+        self, rules: dict[str, Any], *, cpu: int | str, name: str = "standalone", options: Sequence[str] = ()
+    ) -> System:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.node(name, ["--rules", str(path)], cpu=cpu)
+        return self.node(name, ["--rules", str(path), *options], cpu=cpu)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int) -> System:
+    def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait until it is ready."""
         return self.nodes([name], options, cpu=cpu)[0]
 
-    def nodes(self, names: Sequence[str], options: Sequence[str], *, cpu: int) -> list[System]:
+    def nodes(self, names: Sequence[str], options: Sequence[str], *, cpu: int | str) -> list[System]:
         """Start nodes at the same time and wait until all are ready."""
         started = [self.start(name, [*_node_argv(name), *options], cpu=cpu) for name in names]
         nodes = [_listening_node(server) for server in started]
         for node in nodes:
             node.server.wait_until("ready", node.is_ready)
-        return nodes
+        return [node.with_its_workers() for node in nodes]
 
-    def joining_node(self, name: str, options: Sequence[str], *, cpu: int) -> System:
+    def joining_node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait only until it listens."""
         return _listening_node(self.start(name, [*_node_argv(name), *options], cpu=cpu))
 

@@ -201,10 +201,10 @@ class Supervisor:
         asyncio.get_running_loop().call_later(self._settings.lease_ttl_s, lapse)
 
     def _show(self, *workers: WorkerProcess) -> None:
-        """Show workers what stands on the board; where there is etcd that is nothing."""
+        """Show workers that hear it what stands on the board; where there is etcd that is nothing."""
         notices = self._board.notices
         for worker in workers:
-            if worker.writer is not None and notices:
+            if worker.writer is not None and worker.state != "starting" and notices:
                 worker.writer.write(encode(Shown(notices)))
 
     # Its end.
@@ -292,11 +292,14 @@ def reserve(address: Address) -> tuple[list[socket.socket], int]:
     port = address.port
     places = socket.getaddrinfo(address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, (host, _, *rest) in places:
-        with socket.socket(family, kind, protocol) as probe:
-            # Who shares the port would not be told of others who share it: another node of this user.
-            _bind(probe, socket.SO_REUSEADDR, (host, port, *rest))
-        shared = socket.socket(family, kind, protocol)
+        try:
+            shared = socket.socket(family, kind, protocol)
+        except OSError:  # a machine without IPv6
+            continue
         reserved.append(shared)
+        with socket.socket(family, kind, protocol) as probe:
+            # Who shares a port is not told of others who do: another node of this user.
+            _bind(probe, socket.SO_REUSEADDR, (host, port, *rest))
         _bind(shared, socket.SO_REUSEPORT, (host, port, *rest))
         port = shared.getsockname()[1]
     return reserved, port

@@ -25,6 +25,15 @@ def standalone(stage: Stage, cores: Cores, numbers: Numbers) -> System:
     return stage.standalone({RULE: numbers.rule}, cpu=cores.server)
 
 
+def with_workers(stage: Stage, cores: int | str, numbers: Numbers, count: int) -> System:
+    """Start a node without etcd that has so many workers on these cores.
+
+    They are patient: one that waits for its turn on a core that the load is on too must not pass for dead.
+    """
+    options = ("--workers", str(count), "--peer-timeout", "1000")
+    return stage.standalone({RULE: numbers.rule}, cpu=cores, name=f"workers-{count}", options=options)
+
+
 def pair(stage: Stage, cores: Cores, numbers: Numbers) -> Pair:
     """Start a fleet of two; each is also the other's replica, and both work on every forwarded check."""
     etcd = stage.etcd(cpu=cores.load)

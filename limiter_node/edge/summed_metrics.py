@@ -22,6 +22,7 @@ LARGEST = frozenset(
         "limiter_ring_members",
         "limiter_peers_gone",
         "limiter_fenced",
+        "limiter_overloaded",
         "limiter_handover_pending_peers",
         "limiter_replication_lag_seconds",
         "limiter_loop_stall_max_seconds",
