@@ -121,7 +121,8 @@ class Keeper:
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
                 # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
                 wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
-                forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
+                deadline_ns = min(now_ns + wait_ns, expires_ns)
+                forward = Forward(check, deadline_ns, deadline_ns, for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         outcome = self._do(check, now_ns)
         return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
@@ -176,7 +177,8 @@ class Keeper:
         link = self._links.get(replica)
         if link is None or not link.is_usable(now_ns):
             return self.replication.without_copy(check, outcome)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
+        deadline_ns = now_ns + round(self._peer_timeout_ns * PARKED_SHARE)
+        forward = Forward(check, deadline_ns, deadline_ns)
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
 

@@ -101,5 +101,6 @@ class Service:
             return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
+        deadline_ns = now_ns + round(self._peer_timeout_ns * PARKED_SHARE)
+        forward = Forward(check, deadline_ns, deadline_ns, for_peer=True)
         return router.forward(owner, forward, now_ns) or forward

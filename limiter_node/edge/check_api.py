@@ -120,10 +120,12 @@ class CheckApi:
             if not picks.left:
                 self.tally.look(picks, usual.rule, key, request.now_ns)
             return usual.answer(outcome, request.date)
-        if outcome is None:
-            return self._check(Check(usual.rule, key), 429, request, slot)
-        check = outcome.check if type(outcome) is Forward else Check(usual.rule, key)
-        return self._tell(check, 429, request, slot, outcome)
+        if type(outcome) is Forward:
+            about = outcome.check, 429, request, "", request.now_ns
+            outcome.reply = partial(self._tell_plain_late, slot, usual, about)
+            return None
+        check = Check(usual.rule, key)
+        return self._tell(check, 429, request, slot, outcome or self.ask(check, request.now_ns))
 
     def _other_plain_get(self, text: str, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         match = match_plain_get(text)
@@ -209,6 +211,19 @@ class CheckApi:
             outcome.reply = partial(self._tell_late, slot, about)
             return None
         return self._answer(about, LOCAL, outcome)
+
+    def _tell_plain_late(self, slot: Slot, usual: UsualAnswers, about: About, outcome: Outcome) -> None:
+        """As `_tell_late`, of a plain GET; a grant, which most get, is counted and told the short way: 0.3 us less."""
+        grant = usual_grant(outcome) if type(outcome) is Verdict and not self._engine.entries.named else None
+        if grant is None:
+            self._tell_late(slot, about, outcome)
+            return
+        usual.series.allowed += 1
+        picks = self.tally.allowed_picks
+        picks.left -= 1
+        if not picks.left:
+            self.tally.look(picks, usual.rule, about[0].key, about[4], FORWARDED)
+        slot.fill(usual.answer(grant, about[2].date))
 
     def _tell_late(self, slot: Slot, about: About, outcome: Outcome) -> None:
         slot.fill(self._answer(about, FORWARDED, outcome))

@@ -34,7 +34,7 @@ def whole(names: str = "abc") -> Custody:
 
 
 def forward(bucket: tuple[str, str], deadline_ns: int = 100, *, asks_help: bool = False) -> Forward:
-    one = Forward(Check(*bucket), deadline_ns)
+    one = Forward(Check(*bucket), deadline_ns, deadline_ns)
     one.asks_help = asks_help
     return one
 

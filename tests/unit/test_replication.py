@@ -64,7 +64,7 @@ class Sender:
 
     def hold(self, key: str, after_ns: int = 100, name: str = "b") -> None:
         """Have a verdict wait until the peer has the bucket."""
-        forward = Forward(Check("api", key), self.now_ns + after_ns)
+        forward = Forward(Check("api", key), self.now_ns + after_ns, self.now_ns + after_ns)
         forward.reply = self.outcomes.append
         self.replication.hold(name, ("api", key), forward, ALLOWED, self.now_ns)
 
