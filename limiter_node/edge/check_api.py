@@ -41,6 +41,7 @@ from limiter_node.edge.requests import (
     decode_report,
     decoded,
     find_unplain,
+    is_plain_text,
     match_plain_get,
     named_in_report,
     parse_query,
@@ -52,6 +53,7 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -74,7 +76,9 @@ class CheckApi:
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
-        self.shortcut = Shortcut(router).check
+        shortcut = Shortcut(router)
+        self.shortcut = shortcut.check
+        self.lane = shortcut.lane
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -286,27 +290,40 @@ class _Batch:
 
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
-        api, now_ns, results = self._api, self._began_ns, self._results
-        shortcut, usual_of, picks = api.shortcut, api.usual.get, api.tally.allowed_picks
+        api, results, picks = self._api, self._results, self._api.tally.allowed_picks
+        rule, lane = None, None
+        has_plain_keys = is_plain_text(self._request.body)
         for index, body in enumerate(self._bodies):
-            if type(body) is CheckBody and body.is_usual() and (usual := usual_of(body.rule)) is not None:
-                outcome = shortcut(body.rule, body.key, now_ns)
-                if isinstance(outcome, tuple):
-                    usual.series.allowed += 1
-                    picks.left -= 1
-                    if not picks.left:
-                        api.tally.look(picks, body.rule, body.key, now_ns)
-                    results[index] = usual.result(outcome)
-                    continue
-                if outcome is not None:
-                    self._take(index, to_check(body), outcome)
-                    continue
-            check = check_or_problem(body)
-            if isinstance(check, Problem):
-                self._put_problem(index, check)
-            else:
-                self._take(index, check, api.ask(check, now_ns))
+            if type(body) is CheckBody and (
+                body.cost == 1 and body.segment is msgspec.UNSET and 0 < len(body.key) <= 512
+                if has_plain_keys
+                else body.is_usual()
+            ):
+                if body.rule != rule:
+                    rule, lane = body.rule, self._lane(body.rule)
+                if lane is not None:
+                    usual, grant = lane
+                    granted = grant(body.key)
+                    if granted is not None:
+                        usual.series.allowed += 1
+                        picks.left -= 1
+                        if not picks.left:
+                            api.tally.look(picks, body.rule, body.key, self._began_ns)
+                        results[index] = usual.result(granted)
+                        continue
+            self._ask_one(index, body)
         return None if self._missing else self._answer()
+
+    def _lane(self, rule: str) -> tuple[UsualAnswers, Callable[[str], Grant | None]] | None:
+        usual, grant = self._api.usual.get(rule), self._api.lane(rule, self._began_ns)
+        return None if usual is None or grant is None else (usual, grant)
+
+    def _ask_one(self, index: int, body: CheckBody | Problem) -> None:
+        check = check_or_problem(body)
+        if isinstance(check, Problem):
+            self._put_problem(index, check)
+        else:
+            self._take(index, check, self._api.ask(check, self._began_ns))
 
     def _take(self, index: int, check: Check, outcome: Outcome | Forward | Problem) -> None:
         if isinstance(outcome, Forward):
