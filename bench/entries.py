@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bench.servers import Node
+    from bench.servers import System
 
 ENTRIES = 100_000
 ENTRIES_QUICK = 10_000
@@ -122,7 +122,7 @@ def _log(path: Path) -> dict[str, float]:
     return {line["event"]: datetime.fromisoformat(line["timestamp"]).timestamp() for line in lines}
 
 
-def _metric(node: Node, name: str) -> float:
+def _metric(node: System, name: str) -> float:
     connection = http.client.HTTPConnection(node.admin, timeout=10)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
@@ -130,7 +130,7 @@ def _metric(node: Node, name: str) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
 
-def _change(node: Node, etcd: str, key: str, burst: int) -> float:
+def _change(node: System, etcd: str, key: str, burst: int) -> float:
     """Give a key other numbers; returns the milliseconds until a check is answered by them."""
     began = time.monotonic()
     put(etcd, f"/limiter/keys/{key}", {"rules": {"bench": {"rate": "1/d", "burst": burst}}})

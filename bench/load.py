@@ -24,6 +24,7 @@ CHECKS_PER_BATCH = 100
 SCRIPT = Path(__file__).with_name("check.lua")
 
 Mode = Literal["get", "post", "batch"]
+Expected = Literal["allowed", "denied"]  # what every answer has to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ def cpu_ns(pids: Sequence[int]) -> int:
     )
 
 
-def drive(argv: list[str], pids: Sequence[int]) -> Run:
-    """Run wrk once against those servers; raise RunError when an answer was refused or a connection broke."""
+def drive(argv: list[str], pids: Sequence[int], *, expected: Expected = "allowed") -> Run:
+    """Run wrk once against those servers; raise RunError when an answer was another one or a connection broke."""
     cpu_ns_before = cpu_ns(pids)
     seconds = next(int(word[2:-1]) for word in argv if word.startswith("-d"))
     done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 30, check=False)
@@ -72,8 +73,9 @@ def drive(argv: list[str], pids: Sequence[int]) -> Run:
     if done.returncode or not lines:
         raise RunError(f"{shlex.join(argv)} failed:\n{done.stdout}{done.stderr}")
     result = json.loads(lines[0].removeprefix("RESULT "))
-    if result["refused"] or result["broken"] or not result["requests"]:
-        raise RunError(f"{shlex.join(argv)}: not every check was allowed:\n{done.stdout}")
+    refused = result["requests"] if expected == "denied" else 0
+    if result["refused"] != refused or result["broken"] or not result["requests"]:
+        raise RunError(f"{shlex.join(argv)}: not every check was {expected}:\n{done.stdout}")
     checks = result["requests"] * (CHECKS_PER_BATCH if "batch" in argv else 1)
     return Run(
         checks_per_s=checks / (result["duration_us"] / 1e6),

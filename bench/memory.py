@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.load import RunError, keys_of_13_bytes
-from bench.servers import Node, Stage, read_json
+from bench.servers import Stage, System, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,12 +180,12 @@ def _settled(pid: int) -> int:
     return private_bytes(pid)
 
 
-def _warm(node: Node, rule: str) -> None:
+def _warm(node: System, rule: str) -> None:
     # One key: the buffers and pools that any traffic needs grow now, the tables do not.
     _post(node, (_body(rule, ["warm"] * BATCH, cost=0) for _ in range(WARM_BATCHES)))
 
 
-def _fill(node: Node, rule: str, keys: list[str], *, cost: int) -> None:
+def _fill(node: System, rule: str, keys: list[str], *, cost: int) -> None:
     _post(node, (_body(rule, keys[first : first + BATCH], cost=cost) for first in range(0, len(keys), BATCH)))
 
 
@@ -193,7 +193,7 @@ def _body(rule: str, keys: list[str], *, cost: int) -> bytes:
     return json.dumps({"checks": [{"rule": rule, "key": key, "cost": cost} for key in keys]}).encode()
 
 
-def _post(node: Node, bodies: Iterator[bytes]) -> None:
+def _post(node: System, bodies: Iterator[bytes]) -> None:
     connection = http.client.HTTPConnection(node.http, timeout=30)
     for body in bodies:
         connection.request("POST", "/v1/check/batch", body, {"Content-Type": "application/json"})

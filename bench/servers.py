@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,27 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+RULE = "bench"  # every check's
 START_S_MAX = 20.0
 STOP_S_MAX = 10.0
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-NGINX_CONF = """\
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log stderr error;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    keepalive_requests 1000000000;
-    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-    uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{
-        listen {address};
-        location / {{ return 200; }}
-    }}
-}}
-"""
 
 
 class ServerError(RuntimeError):
@@ -89,12 +72,46 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A server that answers checks: where, and, for a limiter node, its admin address."""
+class System:
+    """What is under test: where it answers checks, and every process that works on the answers."""
 
-    server: Server
     http: str
-    admin: str = ""
+    servers: tuple[Server, ...]  # the first is the one that is asked
+    admin: str = ""  # of a limiter node
+
+    @property
+    def server(self) -> Server:
+        return self.servers[0]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(server.pid for server in self.servers)
+
+    def with_help_of(self, *others: System) -> System:
+        """The same where others work on its answers, too."""
+        return replace(self, servers=(*self.servers, *(server for other in others for server in other.servers)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where things run: what is measured on one core; the load generator, etcd and Redis on the other."""
+
+    server: int
+    load: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What every system enforces for each key: `count` per `period_s`, of which `burst` at once."""
+
+    count: int
+    period_s: int
+    burst: int
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """As a rule of ours."""
+        return {"rate": f"{self.count}/{self.period_s}s", "burst": self.burst}
 
 
 class Stage:
@@ -131,23 +148,6 @@ class Stage:
         self._servers.append(server)
         return server
 
-    def nginx(self, *, cpu: int) -> Node:
-        """Start an nginx that only says 200."""
-        address = f"127.0.0.1:{free_port()}"
-        conf = self.folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=self.folder, address=address))
-        server = self.start("nginx", ["nginx", "-e", "stderr", "-c", str(conf)], cpu=cpu)
-        server.wait_until("listening", lambda: answers(f"http://{address}/"))
-        return Node(server, address)
-
-    def aiohttp_app(self, *, cpu: int) -> Node:
-        """Start the aiohttp application."""
-        port = free_port()
-        server = self.start("aiohttp", [sys.executable, "-m", "bench.aiohttp_app", str(port)], cpu=cpu)
-        address = f"127.0.0.1:{port}"
-        server.wait_until("listening", lambda: answers(f"http://{address}/v1/check?rule=bench&key=a"))
-        return Node(server, address)
-
     def etcd(self, *, cpu: int) -> str:
         """Start an etcd of one member; return its client URL."""
         client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -159,13 +159,13 @@ class Stage:
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 
-    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> Node:
+    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> System:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
         return self.node(name, ["--rules", str(path)], cpu=cpu)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int) -> Node:
+    def node(self, name: str, options: Sequence[str], *, cpu: int) -> System:
         """Start a node on free ports and wait until it is ready."""
         argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
         for listener in ("--http", "--admin", "--peer"):
@@ -174,7 +174,7 @@ class Stage:
         server.wait_until("listening", lambda: _listening(server.log) is not None)
         where = _listening(server.log) or {}
         server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
-        return Node(server, http=where["http"], admin=where["admin"])
+        return System(where["http"], (server,), where["admin"])
 
 
 def put(etcd: str, key: str, value: object) -> None:
@@ -200,6 +200,15 @@ def answers(url: str) -> bool:
         with urllib.request.urlopen(url, timeout=2):
             return True
     except (urllib.error.URLError, OSError):
+        return False
+
+
+def takes_connections(port: int) -> bool:
+    """Say whether something listens on that port of this host now."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
         return False
 
 

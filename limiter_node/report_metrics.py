@@ -117,6 +117,10 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
     router, keeper = node.router, node.router.keeper
     return {
         "limiter_forwarded_checks": Reading("Checks passed on to their owner.", lambda: router.forwarded),
+        "limiter_edge_denials": Reading(
+            "Checks of other nodes' keys that this node denied at once, as their owners had promised.",
+            lambda: node.engine.denials.told,
+        ),
         "limiter_rerouted_checks": Reading(
             "Forwarded checks that the first node asked did not own.",
             lambda: router.rerouted,

@@ -67,6 +67,11 @@ class Forward(msgspec.Struct, eq=False):
     reply: Callable[[Outcome], None] = cast("Callable[[Outcome], None]", None)
 
 
+def one_way(check: Check, deadline_ns: int, *, for_peer: bool = False) -> Forward:
+    """A check that is given up at its deadline."""
+    return Forward(check, deadline_ns, deadline_ns, for_peer)
+
+
 class Link:
     """This node's way to one peer: checks waiting to leave, frames waiting for their answer."""
 

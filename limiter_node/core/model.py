@@ -253,11 +253,15 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The results of the `Ask` with the same id, in its order."""
+    """The results of the `Ask` with the same id, in its order.
+
+    `promises` are, by index, for how long denials stay true, counted from when they were asked for (see `promises`).
+    """
 
     id: int
     revision: Revision
     results: Annotated[list[Result], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
+    promises: Annotated[dict[Place, Duration], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):

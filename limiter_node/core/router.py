@@ -112,14 +112,17 @@ class Router:
         """Decide at once, or return the `Forward` that will bring the outcome."""
         owner = self.ring.owner(check.key)
         if owner == self.node_id:
-            if now_ns < self.keeper.free_until_ns and check.op is Op.CHECK and not self.engine.sync_rules:
+            if self.keeper.is_free_to(check, now_ns):
                 return self.engine.check(check, now_ns)
             outcome = self.keeper.decide(check, now_ns)
             return self._alone(check, now_ns) if outcome is None else outcome
         return self.pass_on(owner, check, now_ns)
 
     def pass_on(self, owner: str | None, check: Check, now_ns: int) -> Outcome | Forward:
-        """Have a check of this node's own callers decided by another node, the owner of its key."""
+        """Have a check of this node's own callers decided by another node, the owner of its key, if it has not been."""
+        denials = self.engine.denials
+        if denials.known and (verdict := denials.find(check, now_ns)) is not None:
+            return verdict
         timeout_ns = self._peer_timeout_ns
         forward = Forward(check, now_ns + timeout_ns, now_ns + WAYS_MAX * timeout_ns)
         link = None if owner is None else self.links.get(owner)
@@ -254,6 +257,8 @@ class Router:
     def _on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
         """Give the outcomes of an earlier frame to those who wait; an answer that comes too late has nobody waiting."""
         forwards = link.pending.pop(answer.id, [])
+        if answer.promises and answer.revision == self.ring.revision:
+            self.engine.denials.learn(forwards, answer, WAYS_MAX * self._peer_timeout_ns, now_ns)
         for forward, result in zip(forwards, answer.results, strict=False):
             if type(result) is Verdict:  # as nearly always
                 forward.reply(result)
@@ -340,6 +345,7 @@ class Router:
         if ring.revision < self.ring.revision:
             return
         self.ring = ring
+        self.engine.denials.clear()
         self.engine.backends.set_default_share(1 / max(1, len(ring.members)), now_ns)
         self.engine.has_copies = ring.members.keys() != {self.node_id}
         for peer in (*ring.members.values(), *ring.leavers.values()):
@@ -404,6 +410,7 @@ class Router:
         What the peer may have decided already may be spent twice so; it is never granted twice.
         """
         link.state = LinkState.DOWN
+        self.engine.denials.clear()  # whoever promised them may be dead
         link.usable_until_ns = NEVER_NS
         self.keeper.on_down(link, now_ns, refused_ns=refused_ns)
         has_left = link.peer.id not in self.ring.members
@@ -418,6 +425,7 @@ class Router:
         """Let deadlines pass; to be called several times within a peer timeout."""
         self.keeper.tick(now_ns)
         self.controller.tick(now_ns)
+        self.engine.denials.tick(now_ns)
         for link in list(self.links.values()):
             self._expire(link, now_ns)
         self._close_leavers()

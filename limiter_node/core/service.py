@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import PARKED_SHARE, Forward, LateResults
-from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable
+from limiter_node.core.links import PARKED_SHARE, Forward, LateResults, one_way
+from limiter_node.core.model import Answer, Ask, Check, NotOwner, Outcome, Reply, Result, Unreachable, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,9 +79,10 @@ class Service:
             for index, trace in ask.traces.items():
                 if 0 <= index < len(results):
                     self._on_traced(ask.checks[index], trace, results[index])
-            respond(Answer(ask.id, self._router.ring.revision, results))
+            respond(Answer(ask.id, self._router.ring.revision, results, promises))
 
         results = [self._serve(check, now_ns, helps=ask.helps) for check in ask.checks]
+        promises = {} if ask.helps else self._promise(ask.checks, results, now_ns)
         for index, trace in ask.traces.items():
             result = results[index] if 0 <= index < len(results) else None
             if isinstance(result, Forward):
@@ -91,16 +92,25 @@ class Service:
         else:
             done(cast("list[Result]", results))
 
+    def _promise(self, checks: list[Check], results: list[Result | Forward], now_ns: int) -> dict[int, int]:
+        """For how long denials stay true, by index, for those of which that is known."""
+        keeper = self._router.keeper
+        return {
+            index: lasts_ns
+            for index, verdict in enumerate(results)
+            if type(verdict) is Verdict and not verdict.allowed
+            if (lasts_ns := keeper.promises.make(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
+        }
+
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
         """Decide for a peer, or find out for it."""
         router = self._router
         owner = router.ring.owner(check.key)
         if owner == router.node_id:
-            if now_ns < router.keeper.free_until_ns and check.op is Op.CHECK and not router.engine.sync_rules:
+            if router.keeper.is_free_to(check, now_ns):
                 return router.engine.check(check, now_ns)
             return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
-        deadline_ns = now_ns + round(self._peer_timeout_ns * PARKED_SHARE)
-        forward = Forward(check, deadline_ns, deadline_ns, for_peer=True)
+        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
         return router.forward(owner, forward, now_ns) or forward

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 class Shortcut:
     """Decides, on a router's behalf, the checks that it would decide at once and allow, and sends off others' keys."""
 
-    __slots__ = ("_engine", "_held", "_keeper", "_router")
+    __slots__ = ("_engine", "_held", "_keeper", "_movable", "_router")
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._engine = router.engine
         self._held = router.engine.holds.tokens
         self._keeper = router.keeper
+        self._movable = router.keeper.promises.movable
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
         """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router.
@@ -46,8 +47,10 @@ class Shortcut:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
-        if (engine.entries.named and engine.entries.find(key) is not None) or (
-            self._held and (rule_name, key) in self._held
+        if (
+            (engine.entries.named and engine.entries.find(key) is not None)
+            or (self._held and (rule_name, key) in self._held)
+            or (self._movable and (rule_name, key) in self._movable)
         ):
             return None
         grant = rule.default.grant(key, now_ns)
@@ -61,26 +64,31 @@ class Shortcut:
             rule.changed.add(key)
         return grant
 
-    def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
-        """What does the same for many keys of a rule at one time, if nothing rare applies to any of them.
-
-        It says None as well for another node's key. A check of a batch takes 0.15 us less so.
-        """
+    def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | Outcome | Forward | None]:
+        """What does the same for many keys of a rule at one time; if nothing rare applies to any, in 0.15 us less."""
         router, engine = self._router, self._engine
         rule = engine.rules.get(rule_name)
-        if rule is None or rule.gate is not None or rule.rule.shadow or engine.entries.named or self._held:
-            return None
-        if now_ns >= self._keeper.free_until_ns or engine.sync_rules:
-            return None
-        owner, node_id, grant_to = router.ring.owner, router.node_id, rule.default.grant
+        if (
+            rule is None
+            or rule.gate is not None
+            or rule.rule.shadow
+            or now_ns >= self._keeper.free_until_ns
+            or engine.sync_rules
+            or engine.entries.named
+            or self._held
+            or self._movable
+        ):
+            return lambda key: self.check(rule_name, key, now_ns)
+        owner_of, node_id, grant_to = router.ring.owner, router.node_id, rule.default.grant
         changed = rule.changed if engine.has_copies else None
 
-        def grant(key: str) -> Grant | None:
-            if owner(key) != node_id:
-                return None
-            granted = grant_to(key, now_ns)
-            if changed is not None and granted is not None:
+        def check(key: str) -> Grant | Outcome | Forward | None:
+            owner = owner_of(key)
+            if owner != node_id:
+                return router.pass_on(owner, Check(rule_name, key), now_ns)
+            grant = grant_to(key, now_ns)
+            if changed is not None and grant is not None:
                 changed.add(key)
-            return granted
+            return grant
 
-        return grant
+        return check

@@ -53,7 +53,6 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -291,7 +290,7 @@ class _Batch:
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
         api, results, picks = self._api, self._results, self._api.tally.allowed_picks
-        rule, lane = None, None
+        rule, usual, check = "", None, None
         has_plain_keys = is_plain_text(self._request.body)
         for index, body in enumerate(self._bodies):
             if type(body) is CheckBody and (
@@ -300,23 +299,21 @@ class _Batch:
                 else body.is_usual()
             ):
                 if body.rule != rule:
-                    rule, lane = body.rule, self._lane(body.rule)
-                if lane is not None:
-                    usual, grant = lane
-                    granted = grant(body.key)
-                    if granted is not None:
+                    rule, usual, check = body.rule, api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
+                if usual is not None and check is not None:
+                    outcome = check(body.key)
+                    if isinstance(outcome, tuple):
                         usual.series.allowed += 1
                         picks.left -= 1
                         if not picks.left:
                             api.tally.look(picks, body.rule, body.key, self._began_ns)
-                        results[index] = usual.result(granted)
+                        results[index] = usual.result(outcome)
+                        continue
+                    if outcome is not None:
+                        self._take(index, to_check(body), outcome)
                         continue
             self._ask_one(index, body)
         return None if self._missing else self._answer()
-
-    def _lane(self, rule: str) -> tuple[UsualAnswers, Callable[[str], Grant | None]] | None:
-        usual, grant = self._api.usual.get(rule), self._api.lane(rule, self._began_ns)
-        return None if usual is None or grant is None else (usual, grant)
 
     def _ask_one(self, index: int, body: CheckBody | Problem) -> None:
         check = check_or_problem(body)

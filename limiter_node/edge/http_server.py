@@ -80,10 +80,10 @@ class HttpServer:
         self._listeners: list[asyncio.Server] = []
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; returns the address in use."""
+    async def start(self, host: str, port: int, *, is_shared: bool = False) -> tuple[str, int]:
+        """Listen, where `is_shared` beside other processes of this user; returns the address in use."""
         self._loop = asyncio.get_running_loop()
-        first = await self._loop.create_server(self._connect, host, port, backlog=1024)
+        first = await self._loop.create_server(self._connect, host, port, backlog=1024, reuse_port=is_shared or None)
         self._listeners.append(first)
         for _ in range(ACCEPTS_PER_PASS - 1):
             again = socket.socket(fileno=os.dup(first.sockets[0].fileno()))

@@ -71,8 +71,7 @@ class Lanes:
         self._shortcut = Shortcut(node)
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Any:
-        lane = self._shortcut.lane(rule_name, now_ns)
-        return lane and lane(key)
+        return self._shortcut.lane(rule_name, now_ns)(key)
 
 
 def play(node: Router, shortcut: Shortcut | Lanes | None, event: tuple[str, Any, Any], now_ns: int) -> Verdict | None:
@@ -148,24 +147,18 @@ def test_the_short_way_is_taken_by_keys_new_young_and_old(node: Router) -> None:
     assert node.engine.buckets == 1
 
 
-def test_a_lane_is_for_this_nodes_keys_and_rules_without_rarities(node: Router) -> None:
+def test_a_lane_goes_on_where_the_one_before_it_ended(node: Router) -> None:
     shortcut = Shortcut(node)
     lane = shortcut.lane("api", 0)
-    assert lane is not None
     assert [lane("k") for _ in range(4)] == [((3, 3), 2, S), ((3, 3), 1, 2 * S), ((3, 3), 0, 3 * S), None]
     node.engine.has_copies = True
     lane = shortcut.lane("api", 0)
-    assert lane is not None
     assert lane("l")
     assert lane("k") is None
     assert node.engine.take_changed() == [("api", "l")]
     node.ring = Ring(2, {"b": member("b")})
-    lane = shortcut.lane("api", 0)
-    assert lane is not None
-    assert lane("m") is None
-    node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "shadow": True}), 0)
-    assert shortcut.lane("api", 0) is None
-    assert shortcut.lane("none", 0) is None
+    assert shortcut.lane("api", 0)("m") == node.check(Check("api", "n"), 0)
+    assert shortcut.lane("none", 0)("m") is None
 
 
 def test_a_denial_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:

@@ -93,7 +93,9 @@ copies = st.builds(
 frames = st.one_of(
     st.builds(Hello, names, st.integers(0, 100)),
     st.builds(Ask, ids, ids, st.lists(checks, max_size=8)),
-    st.builds(Answer, ids, ids, st.lists(results, max_size=8)),
+    st.builds(
+        Answer, ids, ids, st.lists(results, max_size=8), st.dictionaries(st.integers(0, 999), times_ns, max_size=3)
+    ),
     st.builds(Copies, ids, st.lists(copies, max_size=4)),
     st.builds(Look, ids, st.integers(0, SECONDS_MAX)),
     st.builds(Looked, ids, st.binary(max_size=200)),

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.control.rulebook import RuleBook
+from limiter_node.core.denials import Denials
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
+from limiter_node.core.model import Check, Op
 from limiter_node.core.reservations import Reservations
 from limiter_node.core.router import Router
 from tests.sim.etcd import SimEtcd, SimSession
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.links import Carrier, Link
-    from limiter_node.core.model import Check, UnknownRule, Verdict
+    from limiter_node.core.model import UnknownRule, Verdict
     from limiter_node.core.ring import Ring
     from tests.sim.clock import SimClock
     from tests.sim.network import Network, Side
@@ -71,8 +73,14 @@ class Witness(Protocol):
     def decided_alone(self, node: SimNode, check: Check, parts: int, verdict: Verdict | UnknownRule) -> None:
         """The node decided because the owner could not be asked."""
 
+    def denied_at_edge(self, node: SimNode, check: Check, verdict: Verdict) -> None:
+        """The node denied what the owner of the key had promised to deny."""
+
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The node made a bucket full again."""
+
+    def refunded(self, node: SimNode, check: Check) -> None:
+        """The node gave tokens back."""
 
     def ended(self, node: SimNode, check: Check, tokens: int) -> None:
         """The node spent, or gave back, so many tokens that were set aside for a batch; 0 when nothing was any more."""
@@ -106,6 +114,20 @@ class WatchedReservations(Reservations):
         return stands
 
 
+class WatchedDenials(Denials):
+    """What is denied in an owner's place, told to the witness."""
+
+    def __init__(self, engine: WatchedEngine) -> None:
+        super().__init__(engine)
+        self._watched = engine
+
+    def find(self, check: Check, now_ns: int) -> Verdict | None:
+        verdict = super().find(check, now_ns)
+        if verdict is not None:
+            self._watched.witness.denied_at_edge(self._watched.node, check, verdict)
+        return verdict
+
+
 class WatchedEngine(Engine):
     """The engine, with every decision told to the witness."""
 
@@ -115,6 +137,7 @@ class WatchedEngine(Engine):
     def __init__(self, *, buckets_max: int) -> None:
         super().__init__(buckets_max=buckets_max)
         self.reservations = WatchedReservations(self)
+        self.denials = WatchedDenials(self)
 
     def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
         self.witness.decides(self.node, check)
@@ -131,6 +154,11 @@ class WatchedEngine(Engine):
         known = super().forget(rule_name, key, now_ns)
         self.witness.forgot(self.node, rule_name, key)
         return known
+
+    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
+        tokens = super().refund(rule_name, key, cost, now_ns)
+        self.witness.refunded(self.node, Check(rule_name, key, cost, op=Op.REFUND))
+        return tokens
 
 
 def watched(engine_class: type[Engine]) -> type[WatchedEngine]:
