@@ -67,6 +67,9 @@ def gauges(node: Parts) -> dict[str, Reading]:
             lambda: node.stalls.longest_ns / 1e9,
         ),
         "limiter_http_connections": Reading("Open check connections.", lambda: len(node.http.connections)),
+        "limiter_overloaded": Reading(
+            "1 while requests that have waited too long are refused.", lambda: node.http.is_shedding
+        ),
         **backend_gauges(node),
     }
 
@@ -94,6 +97,13 @@ def _check_totals(node: Parts) -> dict[str, Reading]:
             "not answer.",
             lambda: {str(status): count for status, count in node.tally.problems.items()},
             label="status",
+        ),
+        "limiter_shed_requests": Reading(
+            "Requests refused for having waited too long on this node; a batch is one.",
+            lambda: node.http.refusing.refused,
+        ),
+        "limiter_refused_connections": Reading(
+            "Connections closed at once, for there were too many.", lambda: node.http.turned_away
         ),
         "limiter_unknown_rule_checks": Reading("Checks whose rule does not exist.", lambda: node.tally.unknown_rule),
         "limiter_evicted_keys": Reading(

@@ -9,6 +9,7 @@ It keeps the books and judges nothing but single decisions: `settle` says what i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Bucket, Op
@@ -138,7 +139,8 @@ class Ledger:
         self._learned_ns: dict[str, int] = {}  # by node: when it last took a change, in true time
         self._documents: dict[str, Documents] = {}  # by node
         self._accounts: dict[tuple[str, str], Account] = {}  # by rule and key
-        self._forgotten: dict[tuple[str, str], SimNode] = {}  # by whom; a copy may be there that does not know of it
+        # By whom; a copy may be there that does not know of it.
+        self._forgotten: dict[tuple[str, str], set[SimNode]] = defaultdict(set)
         self._shares: dict[tuple[str, str, str, str], Account] = {}  # by node, rule, key and place
         # Into how many parts a node divides a plan: by node, rule, place and, for numbers of its own, key.
         self._parts: dict[tuple[str, str, str, str | None], int] = {}
@@ -189,8 +191,7 @@ class Ledger:
 
     def _is_being_forgotten(self, rule: str, key: str) -> bool:
         """Whether another holder of the bucket is still to be told of a deletion."""
-        node = self._forgotten.get((rule, key))
-        return node is not None and ((rule, key), True) in _on_their_way(node)
+        return any(((rule, key), True) in _on_their_way(node) for node in self._forgotten.get((rule, key), ()))
 
     def _has_holder(self, account: Account, node: SimNode) -> bool:
         """Whether another node than this one has the bucket, and can be reached."""
@@ -250,8 +251,8 @@ class Ledger:
 
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The bucket is full again."""
-        if self._accounts.pop((rule, key), None) is not None:
-            self._forgotten[rule, key] = node
+        self._accounts.pop((rule, key), None)
+        self._forgotten[rule, key].add(node)
         for mark in [mark for mark in self._shares if mark[:3] == (node.name, rule, key)]:
             del self._shares[mark]
 
@@ -259,7 +260,7 @@ class Ledger:
         """So many tokens are given back, if they were spent."""
         account = self._account(node, check)
         account.meter.level = max(0, account.meter.level - check.cost * UNIT)
-        self._forgotten[check.rule, check.key] = node  # a copy may be there that does not know of it
+        self._forgotten[check.rule, check.key].add(node)
 
     def lent(self, node: SimNode, check: Check, tokens: int) -> None:
         """Tokens are lent: what becomes of them is known to the borrower, and may be lost."""
@@ -466,6 +467,8 @@ def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str
 
 def _take(account: Account, check: Check, capacity: int) -> None:
     """Spend the cost, or set it aside."""
+    # Whatever is spent by other numbers may leave what is set aside no room within its own.
+    account.held = {hold: (tokens, max(capacity, before)) for hold, (tokens, before) in account.held.items()}
     if check.op is Op.RESERVE:
         assert check.hold is not None
         account.held[check.hold] = check.cost, capacity
