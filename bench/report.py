@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bench import plots
-from bench.hot import AT_OWNER, ELSEWHERE
+from bench.hot import AT_OWNER, ELSEWHERE, KEPT, KEPT_AT_OWNER, LENT
 from bench.markdown import met_text, spread_text, table
 from bench.speed import ALONE, FORWARDED, NODE, OWNER
 from bench.stats import Spread
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-OURS = NODE, FORWARDED, OWNER, ALONE, ELSEWHERE, AT_OWNER, ONE, TWO, FOUR
+OURS = NODE, FORWARDED, OWNER, ALONE, ELSEWHERE, AT_OWNER, LENT, KEPT, KEPT_AT_OWNER, ONE, TWO, FOUR
 
 COMPARISONS = {
     "local": "Checks a second on one core",
