@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DENIALS_MAX = 10_000
 """At a time, of 500 bytes each: living for 50 ms at most, those are of 200,000 keys denied a second."""
 
-CLOCKS_SHARE = 64
-"""A promise is cut by one part in so many: clocks drift apart by far less."""
+CLOCKS_SHARE = 16
+"""A promise is cut by one part in so many: clocks drift apart by far less. As much is between the shares of `fence`."""
 
 RENEW_SHARE = 4
 """In the last of so many parts of its life one check asks anew, and the others need not all wait for that answer: at

@@ -17,6 +17,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from limiter_node.core.denials import CLOCKS_SHARE
 from limiter_node.core.links import Forward, LinkState
 from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, Verdict
 
@@ -34,9 +35,6 @@ HOT_PER_TICK = 10
 
 WARM_PER_TICK = 2
 """The same for a rule that says `"lease": true`."""
-
-CLOCKS_SHARE = 64
-"""As of `denials`."""
 
 TICKS_PER_LEASE = 5
 SPARE = 2

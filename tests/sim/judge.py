@@ -89,7 +89,7 @@ class Judge:
         self._open: dict[Ticket, None] = {}
         # Verdicts made and not yet delivered; those of asks whose answer was lost stay.
         self._made: Counter[tuple[Check, Verdict]] = Counter()
-        self._denied_ns: dict[Check, int] = {}  # when an owner last denied it
+        self._denied: dict[Check, tuple[int, int]] = {}  # when an owner last denied it, and how far clocks had jumped
 
     # What nodes do (node.Witness).
 
@@ -122,7 +122,7 @@ class Judge:
         if is_set_aside(check, verdict):
             self.batches.reserved(check)
         elif not verdict.allowed:
-            self._denied_ns[check] = self._world.now_ns
+            self._denied[check] = self._world.now_ns, self._world.jumped_ns
         elif verdict.would_allow is not False:
             self.granted[check.rule, check.key] += check.cost
         if wrong := self.ledger.settle(node, check, verdict):
@@ -152,8 +152,10 @@ class Judge:
     def denied_at_edge(self, node: SimNode, check: Check, verdict: Verdict) -> None:
         self._made[check, verdict] += 1
         self.outcomes["denied at the edge"] += 1
-        age_ns = self._world.now_ns - self._denied_ns.get(check, -PROMISED_NS)
-        wrong = self.ledger.judge_denial(node, check, PROMISED_NS)
+        denied_ns, jumped_ns = self._denied.get(check, (-PROMISED_NS, 0))
+        age_ns = self._world.now_ns - denied_ns
+        has_jumped = self._world.jumped_ns != jumped_ns  # the owner may be ahead of its promise now
+        wrong = None if has_jumped else self.ledger.judge_denial(node, check, PROMISED_NS)
         if age_ns > PROMISED_NS:
             wrong = f"by a promise that is {age_ns / NS_PER_MS} ms old"
         elif verdict.remaining or (verdict.retry_ns <= 0 and verdict.retry_ns != NEVER):
