@@ -176,6 +176,35 @@ def test_a_connection_that_is_lost_while_its_input_waits_is_let_go(fixture: Fixt
     assert other.written == ANSWER
 
 
+@pytest.mark.parametrize(
+    ("request_", "closes"),
+    [
+        (GET, False),
+        (b"POST /v1/check HTTP/1.1\r\nHost: limiter\r\nContent-Length: 2\r\n\r\n{}", False),
+        (b"GET /v1/check HTTP/1.1\r\nHost: limiter\r\nConnection: close\r\n\r\n", True),
+    ],
+)
+def test_what_is_late_on_a_shedding_node_is_refused_and_what_comes_after_it_is_not(
+    fixture: Fixture, request_: bytes, closes: bool
+) -> None:
+    fixture.connection.data_received(GET)
+    fixture.loop.run()
+    fixture.wire.written = b""
+    fixture.server._backlog.is_shedding = True
+    fixture.server.fell_behind(fixture.connection)
+    fixture.server._behind[fixture.connection] = 1  # since the machine was started
+    fixture.connection.data_received(request_)
+    fixture.loop.run()
+    assert fixture.wire.written.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nRetry-After: " in fixture.wire.written
+    assert fixture.wire.written.count(b"HTTP/1.1 ") == fixture.server.refusing.refused == 1
+    assert fixture.wire.is_closed is closes
+    fixture.wire.written = b""
+    fixture.connection.data_received(GET)
+    fixture.loop.run()
+    assert fixture.wire.written == (b"" if closes else ANSWER)
+
+
 def test_past_the_most_connections_newcomers_are_told_so_and_closed(fixture: Fixture) -> None:
     fixture.server.connections_max = 1
     late = Wire()
