@@ -88,6 +88,15 @@ class System:
     def pids(self) -> tuple[int, ...]:
         return (*(server.pid for server in self.servers), *self.workers)
 
+    def is_ready(self) -> bool:
+        """Whether a limiter node says that it is ready now."""
+        return answers(f"http://{self.admin}/readyz")
+
+    def with_its_workers(self) -> System:
+        """The same, of a limiter node that is ready, with the processes of its workers."""
+        workers = read_json(f"http://{self.admin}/v1/status").get("workers", ())
+        return replace(self, workers=tuple(worker["pid"] for worker in workers))
+
     def with_help_of(self, *others: System) -> System:
         """The same where others work on its answers, too."""
         return replace(self, servers=(*self.servers, *(server for other in others for server in other.servers)))
@@ -154,6 +163,10 @@ class Stage:
         self._servers.append(server)
         return server
 
+    def pid(self, name: str) -> int:
+        """Of the process that was started under that name."""
+        return next(server.pid for server in self._servers if server.name == name)
+
     def etcd(self, *, cpu: int) -> str:
         """Start an etcd of one member; return its client URL."""
         client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -175,15 +188,32 @@ class Stage:
 
     def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait until it is ready."""
-        argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
-        for listener in ("--http", "--admin", "--peer"):
-            argv += [listener, "127.0.0.1:0"]
-        server = self.start(name, argv, cpu=cpu)
-        server.wait_until("listening", lambda: _listening(server.log) is not None)
-        where = _listening(server.log) or {}
-        server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
-        workers = read_json(f"http://{where['admin']}/v1/status").get("workers", ())
-        return System(where["http"], (server,), where["admin"], tuple(worker["pid"] for worker in workers))
+        return self.nodes([name], options, cpu=cpu)[0]
+
+    def nodes(self, names: Sequence[str], options: Sequence[str], *, cpu: int | str) -> list[System]:
+        """Start nodes at the same time and wait until all are ready."""
+        started = [self.start(name, [*_node_argv(name), *options], cpu=cpu) for name in names]
+        nodes = [_listening_node(server) for server in started]
+        for node in nodes:
+            node.server.wait_until("ready", node.is_ready)
+        return [node.with_its_workers() for node in nodes]
+
+    def joining_node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
+        """Start a node on free ports and wait only until it listens."""
+        return _listening_node(self.start(name, [*_node_argv(name), *options], cpu=cpu))
+
+
+def _node_argv(name: str) -> list[str]:
+    argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name]
+    for listener in ("--http", "--admin", "--peer"):
+        argv += [listener, "127.0.0.1:0"]
+    return argv
+
+
+def _listening_node(server: Server) -> System:
+    server.wait_until("listening", lambda: _listening(server.log) is not None)
+    where = _listening(server.log) or {}
+    return System(where["http"], (server,), where["admin"])
 
 
 def put(etcd: str, key: str, value: object) -> None:
@@ -201,6 +231,13 @@ def read_json(url: str) -> Any:
     """Fetch a JSON document."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)
+
+
+def metric(node: System, name: str) -> float:
+    """Read a metric without labels from a limiter node."""
+    with urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
 
 def answers(url: str) -> bool:
