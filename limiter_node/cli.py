@@ -72,8 +72,9 @@ class _Workers(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "auto":
             return min(len(os.sched_getaffinity(0)), settings.WORKERS_MAX)
-        count: int = click.IntRange(1, settings.WORKERS_MAX).convert(value, param, ctx)
-        return count
+        if not str(value).isdecimal() or not 1 <= int(value) <= settings.WORKERS_MAX:
+            self.fail(f"{value!r} is not allowed; allowed: 1 to {settings.WORKERS_MAX}, or auto", param, ctx)
+        return int(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
