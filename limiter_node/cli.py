@@ -216,7 +216,10 @@ def worker() -> None:
 
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         raise click.UsageError("started by serve --workers, and by nobody else")
-    task = decode_of_supervisor(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return  # the supervisor is gone already
+    task = decode_of_supervisor(line)
     assert isinstance(task, Task)
     with _start_exits():
         parsed = settings.parse(task.options).of_worker(task.number, task.run)
