@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bench import plots
 from bench.hot import AT_OWNER, ELSEWHERE
 from bench.markdown import met_text, spread_text, table
-from bench.speed import ALONE, FORWARDED, FOUR, NODE, ONE, OWNER, TWO
+from bench.speed import ALONE, FORWARDED, NODE, OWNER
 from bench.stats import Spread
+from bench.workers import FOUR, ONE, TWO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

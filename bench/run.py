@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import footprint, hot, latency, machine, memory, report, session, speed
+from bench import footprint, hot, latency, machine, memory, report, session, speed, workers
 from bench.comparison import Plan
 from bench.servers import Cores
 
@@ -35,7 +35,7 @@ PARTS = {
     "local": Part(speed.compare_local, lambda plan: 15 + plan.closed_loop_s(len(speed.SYSTEMS) + 3)),
     "forwarded": Part(speed.compare_forwarded, lambda plan: 10 + plan.closed_loop_s(6)),
     "denied": Part(hot.compare_denied, lambda plan: 10 + plan.closed_loop_s(3)),
-    "workers": Part(speed.compare_workers, lambda plan: 15 + plan.closed_loop_s(6)),
+    "workers": Part(workers.compare, lambda plan: 15 + plan.closed_loop_s(8)),
     "latency": Part(
         latency.measure,
         lambda plan: 40 + latency.RUNS_ABOUT * (plan.seconds + 0.6) * min(plan.rounds, latency.ROUNDS_MAX),

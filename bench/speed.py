@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bench.load import Mode
     from bench.servers import Cores, System
 
 KEYS = 100_000
@@ -39,7 +38,6 @@ SYSTEMS: dict[str, Callable[[Stage, Cores, Numbers], System]] = {
 }
 NODE_POST, NODE_BATCH, NGINX_POST = f"{NODE}, POST", f"{NODE}, batch of {CHECKS_PER_BATCH}", f"{NGINX}, POST"
 FORWARDED, OWNER, ALONE = "forwarded", "asking the owner", "standalone"
-ONE, TWO, FOUR = "1 worker on 1 core", "2 workers on 2 cores", "4 workers on 2 cores"
 
 
 def compare_local(plan: Plan) -> dict[str, Any]:
@@ -97,35 +95,6 @@ def compare_forwarded(plan: Plan) -> dict[str, Any]:
             ),
         )
         return comparison.run(plan, write_keys(stage, keys))
-
-
-def compare_workers(plan: Plan) -> dict[str, Any]:
-    """Nodes with several workers on two cores, which their load is on too, and one with one on one."""
-    both = plan.cores.both
-    with Stage() as stage:
-        one = limiter.with_workers(stage, plan.cores.server, NUMBERS, 1)
-        two, four = (limiter.with_workers(stage, both, NUMBERS, count) for count in (2, 4))
-        # Of batches a node with one worker refuses what comes on more connections, for it would wait too long.
-        batch = f", batch of {CHECKS_PER_BATCH}"
-        ways: tuple[tuple[str, Mode, int], ...] = (("", "get", 4 * CONNECTIONS), (batch, "batch", CONNECTIONS))
-        comparison = Comparison(
-            f"workers: {KEYS:,} keys in shuffled order, {4 * CONNECTIONS} connections, of batches {CONNECTIONS}",
-            [
-                Subject(name + way, system, mode, load_cpus=cpus, connections=connections)
-                for way, mode, connections in ways
-                for name, system, cpus in ((ONE, one, ""), (TWO, two, both), (FOUR, four, both))
-            ],
-            [
-                Figure(FOUR, ONE, 1.5),
-                Figure(TWO, ONE),
-                *(Figure(name + batch, ONE + batch) for name in (FOUR, TWO)),
-            ],
-            does_not_show=(
-                "cores without the load on them, and keys that are denied; each of n workers owns one\n"
-                "  key in n, so all but 1 / n of the checks are decided by another one"
-            ),
-        )
-        return comparison.run(plan, write_keys(stage, keys_of_13_bytes(KEYS, seed=plan.seed)))
 
 
 def owned_keys(pair: limiter.Pair, count: int, *, seed: int) -> list[str]:

@@ -31,7 +31,8 @@ def with_workers(stage: Stage, cores: int | str, numbers: Numbers, count: int) -
     They are patient: one that waits for its turn on a core that the load is on too must not pass for dead.
     """
     options = ("--workers", str(count), "--peer-timeout", "1000")
-    return stage.standalone({RULE: numbers.rule}, cpu=cores, name=f"workers-{count}", options=options)
+    name = f"workers-{count}-{numbers.burst}"
+    return stage.standalone({RULE: numbers.rule}, cpu=cores, name=name, options=options)
 
 
 def pair(stage: Stage, cores: Cores, numbers: Numbers) -> Pair:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core import deeds
 from limiter_node.core.custody import Custody
 from limiter_node.core.fence import ALWAYS_NS, Fence
-from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
+from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState, one_way
 from limiter_node.core.model import (
     Ack,
     Check,
@@ -139,11 +139,11 @@ class Keeper:
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
                 # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
                 wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
-                forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
+                forward = one_way(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         due_ns = 0 if has_waited else self.promises.due_ns(check, now_ns)
         if due_ns:
-            return self.promises.park(Forward(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
+            return self.promises.park(one_way(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
         outcome = self._do(check, now_ns)
         return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
 
@@ -198,7 +198,7 @@ class Keeper:
         link = self._links.get(replica)
         if link is None or not link.is_usable(now_ns):
             return self.replication.without_copy(check, outcome)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
+        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
 

@@ -24,7 +24,6 @@ from limiter_node.core.keeper import Keeper
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
-    CHECKS_PER_FRAME_MAX,
     Answer,
     Ask,
     Check,
@@ -39,6 +38,7 @@ from limiter_node.core.model import (
     Request,
     Result,
     Unreachable,
+    Verdict,
 )
 from limiter_node.core.ring import Ring
 from limiter_node.core.service import Service
@@ -124,7 +124,13 @@ class Router:
         if denials.known and (verdict := denials.find(check, now_ns)) is not None:
             return verdict
         timeout_ns = self._peer_timeout_ns
-        forward = Forward(check, now_ns + timeout_ns, expires_ns=now_ns + WAYS_MAX * timeout_ns)
+        forward = Forward(check, now_ns + timeout_ns, now_ns + WAYS_MAX * timeout_ns)
+        link = None if owner is None else self.links.get(owner)
+        if link is not None and now_ns < link.usable_until_ns and 0 < len(link.outbox) < OUTBOX_MAX:
+            # As nearly always, when others have gone before in this pass of the loop: three calls less, 0.2 us.
+            self.forwarded += 1
+            link.outbox.append(forward)
+            return forward
         return self.forward(owner, forward, now_ns) or forward
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
@@ -214,21 +220,11 @@ class Router:
 
     def flush(self, link: Link, now_ns: int) -> list[Request]:
         """The frames to send on a link that is up: all its outbox, as few frames as that takes."""
-        requests: list[Request] = []
         revision = max(self.ring.revision, link.revision)
         link.revision = 0
-        while link.outbox:
-            count = min(len(link.outbox), CHECKS_PER_FRAME_MAX)
-            forwards = [link.outbox.popleft() for _ in range(count)]
-            for helps in (False, True):
-                if batch := [forward for forward in forwards if forward.asks_help is helps]:
-                    self._next_id += 1
-                    link.pending[self._next_id] = batch
-                    for forward in batch:
-                        forward.is_sent = True
-                    traces = {index: forward.trace for index, forward in enumerate(batch) if forward.trace}
-                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps, traces))
-        requests += self.keeper.flush(link, now_ns)
+        asks = link.take_asks(self._next_id + 1, revision)
+        self._next_id += len(asks)
+        requests = asks + self.keeper.flush(link, now_ns)
         return requests + self.controller.frames(link.peer.id) + self.lookout.frames(link.peer.id)
 
     def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
@@ -264,7 +260,9 @@ class Router:
         if answer.promises and answer.revision == self.ring.revision:
             self.engine.denials.learn(forwards, answer, WAYS_MAX * self._peer_timeout_ns, now_ns)
         for forward, result in zip(forwards, answer.results, strict=False):
-            if isinstance(result, NotOwner):
+            if type(result) is Verdict:  # as nearly always
+                forward.reply(result)
+            elif isinstance(result, NotOwner):
                 forward.is_sent = False
                 self._reroute(forward, result.owner, answer.revision, now_ns)
             elif isinstance(result, Unreachable):

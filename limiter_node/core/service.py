@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import PARKED_SHARE, Forward, LateResults
+from limiter_node.core.links import PARKED_SHARE, Forward, LateResults, one_way
 from limiter_node.core.model import Answer, Ask, Check, NotOwner, Outcome, Reply, Result, Unreachable, Verdict
 
 if TYPE_CHECKING:
@@ -112,5 +112,5 @@ class Service:
             return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
+        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
         return router.forward(owner, forward, now_ns) or forward

@@ -13,6 +13,8 @@ from limiter_node.core.model import Check
 from limiter_node.core.plan import turned_away
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from limiter_node.core.links import Forward
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
@@ -61,3 +63,32 @@ class Shortcut:
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
         return grant
+
+    def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | Outcome | Forward | None]:
+        """What does the same for many keys of a rule at one time; if nothing rare applies to any, in 0.15 us less."""
+        router, engine = self._router, self._engine
+        rule = engine.rules.get(rule_name)
+        if (
+            rule is None
+            or rule.gate is not None
+            or rule.rule.shadow
+            or now_ns >= self._keeper.free_until_ns
+            or engine.sync_rules
+            or engine.entries.named
+            or self._held
+            or self._movable
+        ):
+            return lambda key: self.check(rule_name, key, now_ns)
+        owner_of, node_id, grant_to = router.ring.owner, router.node_id, rule.default.grant
+        changed = rule.changed if engine.has_copies else None
+
+        def check(key: str) -> Grant | Outcome | Forward | None:
+            owner = owner_of(key)
+            if owner != node_id:
+                return router.pass_on(owner, Check(rule_name, key), now_ns)
+            grant = grant_to(key, now_ns)
+            if changed is not None and grant is not None:
+                changed.add(key)
+            return grant
+
+        return check

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TokenPlan(PlanBase):
     """A `Plan` of a single token bucket."""
 
-    __slots__ = ("burst", "numbers", "table")
+    __slots__ = ("burst", "first_grant", "numbers", "table")
 
     def __init__(
         self,
@@ -56,6 +56,8 @@ class TokenPlan(PlanBase):
         self.numbers = self.tokens, self.window_s
         num, den = slope(limit.count, limit.period_s * self.parts, multiplier_ppm)
         self.table.set_numbers(now_ns, self.tokens * UNIT, num, den)
+        # Of a key that was full, as most are of many keys: 0.2 us less than to divide anew.
+        self.first_grant: Grant = self.numbers, self.tokens - 1, min(-(-UNIT * den // num), DURATION_MAX_NS)
         if self.share is not None:
             share_of(self, self.share.parts, now_ns)
 
@@ -105,6 +107,8 @@ class TokenPlan(PlanBase):
         if old is not None and old.pop(key, None) is None:
             table.census.buckets += 1
         shard[key] = v + spent | 0  # `compact`, spelled out
+        if spent == UNIT:
+            return self.first_grant
         reset_ns = -(-spent // num) if den == 1 else -(-spent * den // num)
         return self.numbers, (capacity - spent) // UNIT, reset_ns if reset_ns < DURATION_MAX_NS else DURATION_MAX_NS
 

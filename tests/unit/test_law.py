@@ -111,6 +111,24 @@ def test_a_single_reading_that_is_slightly_too_high_changes_nothing() -> None:
     assert run.tick(load(400)).state == "normal"
 
 
+@pytest.mark.parametrize("late_s", [0.3, 0.6])
+def test_reports_that_come_late_once_cut_nobody(late_s: float) -> None:
+    run = Run().healthy()
+    held_back = late_s * 400
+    late = load(400, answered=400 - held_back, in_flight=400 * 0.055 + held_back)
+    assert run.tick(late).multiplier == 1.0
+    assert run.tick(load(400, answered=400 + held_back)).multiplier == 1.0
+    assert run.tick(late, times=2).state == "overload"  # but what goes on waiting is a queue
+
+
+def test_a_throughput_that_is_told_late_is_no_queue() -> None:
+    told = signal("poll", 40, 80, 120, throughput=200, error_rate=0.0)
+    run = Run()
+    run.tick(load(200, answered=0, in_flight=0), told, times=20)
+    # A minute's mean still says 200/s when twice as much is wanted, and answered as quickly.
+    assert run.tick(load(400, answered=0, in_flight=0), told, times=20).multiplier == 1.0
+
+
 def test_the_rate_follows_the_answers_and_never_compounds_its_own_cut() -> None:
     run = Run().healthy()
     last = run.tick(load(400, admitted=250, answered=200, latency_ms=200, in_flight=120), times=4)

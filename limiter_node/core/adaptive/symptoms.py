@@ -4,7 +4,7 @@
 
 The backlog is what is in flight beyond what the answers keep busy (Little's law, with the normal mean latency and a
 Poisson margin). Where nobody can tell what is in flight, it is the mean latency that tells, or what was admitted and
-not answered, leaking; a queue shows in that a second before it shows in any latency. What is not sure (95 %) counts
+not reported, leaking; a queue shows in that a second before it shows in any latency. What is not sure (95 %) counts
 less, so that few samples alarm nobody. Nothing here decides.
 """
 
@@ -33,6 +33,10 @@ TIMEOUTS_MAX = 0.01
 
 QUEUE_SLO = 0.5
 """Of an objective's answers: as many checks waiting are overload at once."""
+
+GUARDED_BACKLOG_MAX = 1.9
+"""Where guards act they bound what waits within a round trip, so that it may wait for a second tick: reports that come
+0.3 s late once, as from a stalled caller, look like a queue of 0.3 s, and no latency bears it out."""
 
 SURPLUS_TAU_S = 3.0
 SURPLUS_SIGMAS = 3.0
@@ -79,13 +83,14 @@ class Doctor:
         errors = max(sure_fraction(signal.error_rate, signal.samples) - baseline.errors, 0.0) if is_telling else 0.0
         by_errors = ERROR_WEIGHT * errors / max(policy.error_rate_max, 1e-3)
         by_latency = p90_ms / target_ms if target_ms else 0.0
+        by_backlog = AT_ONCE * queued / (QUEUE_SLO * slo_ms / 1e3 * answers_s + 1)
         is_late = signal.p90_ms > target_ms
         late = f"p90 {signal.p90_ms:.0f} ms {'>' if is_late else 'within'} {target_ms:.0f} ms"
         symptoms = (
             (by_errors, f"errors {signal.error_rate:.1%} > {policy.error_rate_max:.1%}"),
             (AT_ONCE if timeouts > TIMEOUTS_MAX else 0.0, f"timeouts {signal.timeout_rate:.1%}"),
             (
-                AT_ONCE * queued / (QUEUE_SLO * slo_ms / 1e3 * answers_s + 1),
+                min(by_backlog, GUARDED_BACKLOG_MAX) if view.is_guarded else by_backlog,
                 late if by_latency >= 1 else f"{queued:.0f} checks wait",
             ),
             (by_latency, late),
@@ -103,9 +108,12 @@ class Doctor:
         )
 
     def _backlog(self, view: View, answers_s: float, sent_s: float) -> float:
-        outcomes = view.outcomes_s / (self._baseline.ratio or 1.0) * view.span_s
         sent = sent_s * view.span_s
-        self._surplus = self._surplus * exp(-view.span_s / SURPLUS_TAU_S) + sent - outcomes
+        if view.signal.source == "report":
+            outcomes = view.outcomes_s / (self._baseline.ratio or 1.0) * view.span_s
+            self._surplus = self._surplus * exp(-view.span_s / SURPLUS_TAU_S) + sent - outcomes
+        else:  # a told throughput is of other seconds than what was sent: a minute's mean, when more is wanted now
+            self._surplus = 0.0
         if not self._baseline.mean_ms:
             return 0.0
         base = answers_s * self._baseline.mean_ms / 1e3
