@@ -102,7 +102,8 @@ class Router:
         engine.holds.set_pace(peer_timeout_ns)
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
-        self._service = Service(self, Shortcut(self).granter, peer_timeout_ns, on_traced)
+        self.shortcut = Shortcut(self)
+        self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
         self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone

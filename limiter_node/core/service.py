@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limiter_node.core.keeper import Keeper
     from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
+    from limiter_node.core.shortcut import Shortcut
 
 PARKED_MAX = 1_000
 """Frames from nodes with a newer ring that may wait for ours to catch up."""
@@ -35,26 +36,22 @@ class Ways(Protocol):
     ring: Ring
     engine: Engine
     keeper: Keeper
+    shortcut: Shortcut
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
         """Have a check decided elsewhere; returns an outcome that is there at once."""
 
 
 class Service:
-    """Answers the asks of peers.
-
-    `granter` is the shortcut's; `on_traced` gets what came of each check that has a request id, with that.
-    """
+    """Answers the asks of peers. `on_traced` gets what came of each check that has a request id, with that."""
 
     def __init__(
         self,
         router: Ways,
-        granter: Callable[[str, int], Callable[[str], Grant | None] | None],
         peer_timeout_ns: int,
         on_traced: Callable[[Check, str, Result], None] = lambda *_: None,
     ) -> None:
         self._router = router
-        self._granter = granter
         self._on_traced = on_traced
         self._peer_timeout_ns = peer_timeout_ns
         self._parked: deque[tuple[int, Ask, Callable[[Reply], None]]] = deque()
@@ -116,13 +113,15 @@ class Service:
         for check in ask.checks:
             if check.cost == 1 and check.segment is None and check.op is Op.CHECK and owner_of(check.key) == node_id:
                 if check.rule not in grants:
-                    grants[check.rule] = self._granter(check.rule, now_ns)
+                    grants[check.rule] = self._router.shortcut.granter(check.rule, now_ns)
                 grant = grants[check.rule]
                 if grant is not None and (granted := grant(check.key)) is not None:
                     (limit, window_s), remaining, reset_ns = granted
                     results.append(Verdict(True, limit, remaining, reset_ns, 0, window_s))
                     continue
             results.append(self._serve(check, now_ns, helps=ask.helps))
+            if check.op is not Op.CHECK:
+                grants.clear()  # it may have set something aside
         return results
 
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:

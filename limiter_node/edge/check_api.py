@@ -16,7 +16,6 @@ from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, UnknownRule, Verdict
 from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import is_name
-from limiter_node.core.shortcut import Shortcut
 from limiter_node.edge.answers import (
     Problem,
     UsualAnswers,
@@ -76,9 +75,8 @@ class CheckApi:
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
-        shortcut = Shortcut(router)
-        self.shortcut = shortcut.check
-        self.lane = shortcut.lane
+        self.shortcut = router.shortcut.check
+        self.lane = router.shortcut.lane
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
