@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.memory import private_bytes
-from bench.servers import Stage, put, read_json
+from bench.servers import Stage, metric, put, read_json
 from limiter_node.core.engine import Engine
 from limiter_node.core.model import Check
 from limiter_node.core.rules import parse_key_entry, parse_rule
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bench.servers import Node
+    from bench.servers import System
 
 ENTRIES = 100_000
 ENTRIES_QUICK = 10_000
@@ -74,15 +74,7 @@ def fill(etcd: str, count: int) -> None:
     """Write so many entries, by etcd's JSON gateway: etcdctl would take 30 ms for each."""
     connection = http.client.HTTPConnection(etcd.removeprefix("http://"), timeout=30)
     for first in range(0, count, OPERATIONS_PER_TXN):
-        puts = [
-            {
-                "requestPut": {
-                    "key": _base64(f"/limiter/keys/user:{number:08d}"),
-                    "value": _base64(json.dumps(entry(number))),
-                }
-            }
-            for number in range(first, min(first + OPERATIONS_PER_TXN, count))
-        ]
+        puts = [_put_request(number) for number in range(first, min(first + OPERATIONS_PER_TXN, count))]
         connection.request("POST", "/v3/kv/txn", json.dumps({"success": puts}))
         answer = connection.getresponse()
         text = answer.read()
@@ -110,7 +102,7 @@ def measure_node(entries: int, *, cpus: Sequence[int]) -> Loaded:
         node = stage.node("bench", ["--etcd", etcd], cpu=cpus[0])
         ready_s = time.monotonic() - began
         logged = _log(node.server.log)
-        stall_ms = 1e3 * _metric(node, "limiter_loop_stall_max_seconds")
+        stall_ms = 1e3 * metric(node, "limiter_loop_stall_max_seconds")
         memory = private_bytes(node.server.pid)
         changes = [_change(node, etcd, f"user:{number:08d}", 2_000 + number) for number in range(CHANGES)]
         return Loaded(entries, logged["etcd connected"] - logged["listening"], ready_s, memory, stall_ms, changes)
@@ -122,15 +114,7 @@ def _log(path: Path) -> dict[str, float]:
     return {line["event"]: datetime.fromisoformat(line["timestamp"]).timestamp() for line in lines}
 
 
-def _metric(node: Node, name: str) -> float:
-    connection = http.client.HTTPConnection(node.admin, timeout=10)
-    connection.request("GET", "/metrics")
-    lines = connection.getresponse().read().decode().splitlines()
-    connection.close()
-    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
-
-
-def _change(node: Node, etcd: str, key: str, burst: int) -> float:
+def _change(node: System, etcd: str, key: str, burst: int) -> float:
     """Give a key other numbers; returns the milliseconds until a check is answered by them."""
     began = time.monotonic()
     put(etcd, f"/limiter/keys/{key}", {"rules": {"bench": {"rate": "1/d", "burst": burst}}})

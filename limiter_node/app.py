@@ -2,6 +2,9 @@
 
 Start: listen (so that addresses are known), read the rules, register, join the ring, be ready.
 Stop: not ready, keep serving for the drain delay, leave the ring, finish what is under way, close.
+
+A worker is a node like any other, but that it has a line to its supervisor and that somebody else may be spoken to at
+its place (`listeners`).
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from limiter_node import __version__, clock, report, report_figures, report_metrics
+from limiter_node import __version__, clock, files, report, report_figures, report_metrics
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
-from limiter_node.cluster.peer import PeerLink, PeerServer
+from limiter_node.cluster.peer import PeerLink
+from limiter_node.control.board import Appointment, Line, Opened, Started
 from limiter_node.control.conductor import Conductor
 from limiter_node.control.etcd import EtcdSession
 from limiter_node.control.etcd_link import EtcdConfig
@@ -28,7 +32,6 @@ from limiter_node.control.polls import Polls
 from limiter_node.control.rulebook import RuleBook
 from limiter_node.control.rules_file import RulesFile
 from limiter_node.core.engine import Engine
-from limiter_node.core.errors import BadRule
 from limiter_node.core.model import Member
 from limiter_node.core.ring import Ring
 from limiter_node.core.router import Router
@@ -37,9 +40,13 @@ from limiter_node.edge.check_api import CheckApi
 from limiter_node.edge.check_log import LoggedCheckApi, log_decision
 from limiter_node.edge.http_server import HttpServer
 from limiter_node.edge.tally import Tally
-from limiter_node.settings import Address
+from limiter_node.fleet import Fleet
+from limiter_node.listeners import Listeners
 
 if TYPE_CHECKING:
+    import socket
+
+    from limiter_node.control.conductor import Election
     from limiter_node.core.links import Link
     from limiter_node.edge.figures import Figures
     from limiter_node.settings import Settings
@@ -57,48 +64,14 @@ LEAVE_SEEN_S = 2.5
 """Longest wait for etcd to tell this node that its leave is known; another node's lapse may hold it up for a second."""
 
 
-class Fleet:
-    """What etcd says, taken to where it belongs (an `etcd.Changes`)."""
-
-    def __init__(self, node: Node) -> None:
-        self._book = node.book
-        self._membership = node.membership
-        self._node = node
-        self._monotonic_ns = clock.now_ns
-
-    def changed(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take one change."""
-        kind, _, name = key.partition("/")
-        if key == "leader" and self._node.leadership is not None:
-            self._node.leadership.changed(value, revision)
-            self._node.router.controller.see_election(revision)
-            return
-        if kind == "multipliers" and self._node.conductor is not None:
-            self._node.conductor.changed(name, revision, is_deleted=value is None)
-        if kind != "nodes":
-            is_live = self._node.etcd is not None and self._node.etcd.is_watching
-            self._book.changed(key, value, self._monotonic_ns(), is_live=is_live)
-            return
-        try:
-            self._membership.changed(name, value, revision, self._monotonic_ns())
-        except BadRule as bad:
-            self._book.reject(key, str(bad))
-        else:
-            self._book.problems.pop(key, None)
-
-    def synced(self, revision: int) -> None:
-        """Act on the changes so far together: one ring, however many nodes came or went."""
-        self._membership.settle(self._monotonic_ns())
-
-
 class Node:
     """One node, from its settings to its end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, line: Line | None = None) -> None:
         self.settings = settings
         self.is_draining = False
         self._has_joined = False  # and has taken over its keys
-        self.addresses: dict[str, Address] = {}
+        self._line = line  # of a worker
         self.stalls = report.Stalls()
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self.engine = Engine(buckets_max=settings.max_keys, jitter=self._rng.random)
@@ -120,16 +93,16 @@ class Node:
         self.api = self._check_api()
         self.http = HttpServer(self.api, self.tally.count_problem)
         self.admin = AdminApi(self, report_metrics.exposition(self))
+        self._listeners = Listeners(settings, self.router, self.http, self.admin)
+        self.addresses = self._listeners.addresses  # in use, by purpose
         self.recorder = report_figures.Recorder(self)
         self.etcd: EtcdSession | None = None
+        self._registry: EtcdSession | Line | None = None  # where it registers; None while it is alone
         self.rules_file: RulesFile | None = None
-        self.leadership: Leadership | None = None
+        self.leadership: Election | None = None
         self.conductor: Conductor | None = None
         self._peer_links: list[PeerLink] = []
-        self._peer_connections: set[PeerServer] = set()
-        self._peer_server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._ring_changed = asyncio.Event()
 
     def _check_api(self) -> CheckApi:
         settings = self.settings
@@ -151,7 +124,7 @@ class Node:
     @property
     def leader(self) -> str | None:
         """The node that is the controller, as far as is known."""
-        if self.settings.is_standalone:
+        if self.settings.is_alone:
             return self.settings.node_id
         return self.leadership.leader if self.leadership is not None else None
 
@@ -166,48 +139,55 @@ class Node:
         """Listen, and begin to join; raises `ConfigError` or OSError when that cannot be."""
         settings = self.settings
         if settings.is_standalone:
-            self._start_standalone()
-        loop = asyncio.get_running_loop()
-        self._peer_server = await loop.create_server(
-            lambda: PeerServer(self.router, clock.now_ns, self._peer_connections),
-            settings.peer.host,
-            settings.peer.port,
-        )
-        self.addresses["peer"] = Address(*self._peer_server.sockets[0].getsockname()[:2])
-        self.addresses["http"] = Address(*await self.http.start(settings.http.host, settings.http.port))
-        self.addresses["admin"] = Address(*await self.admin.start(settings.admin.host, settings.admin.port))
+            self._read_rules()
+        if settings.is_alone:
+            self._found()
+        await self._listeners.start()
         log.info(
-            "listening",
+            "listening" if self._line is None else "worker listening",
             node=settings.node_id,
             version=__version__,
             **{name: str(address) for name, address in self.addresses.items()},
         )
-        self._tasks.append(loop.create_task(self._tick(), name="tick"))
-        if settings.is_standalone:
-            self._become_ready()
+        self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
+        if self._line is not None:
+            self._line.tell(Started(str(self.addresses["peer"])))
+        if settings.is_alone:
+            await self._become_ready()
+        elif self._line is not None and settings.is_standalone:
+            self._join_board(self._line)
         else:
             await self._start_etcd()
 
-    def _start_standalone(self) -> None:
-        log.warning("standalone: one node, no etcd; limits hold for this node alone")
+    def _read_rules(self) -> None:
+        if self.settings.is_alone:
+            log.warning("standalone: one node, no etcd; limits hold for this node alone")
         if self.settings.rules is None:
             log.warning("no rules: give --rules FILE, or --etcd to join a fleet")
         else:
             self.rules_file = RulesFile(self.settings.rules, self.book, clock.now_ns)
             self.rules_file.load()
             self._tasks.append(asyncio.create_task(self.rules_file.watch(), name="rules file"))
+
+    def _found(self) -> None:
         self._conduct()
         me = Member(self.settings.node_id, "", self.settings.zone, 1, __version__, self.router.boot)
         self._set_ring(Ring(1, {me.id: me}))
 
+    def _join_board(self, line: Line) -> None:
+        self._registry = line
+        self.leadership = Appointment(line, self.settings.node_id)
+        self._conduct()
+        self._tasks.append(asyncio.create_task(self._join(), name="join"))
+
     async def _start_etcd(self) -> None:
         settings = self.settings
         config = EtcdConfig(lease_ttl_s=settings.lease_ttl_s, **asdict(settings.etcd))
-        self.etcd = EtcdSession(config, Fleet(self))
-        self.leadership = Leadership(self.etcd, settings.node_id, self._rng)
+        self._registry = self.etcd = EtcdSession(config, Fleet(self))
+        self.leadership = leadership = Leadership(self.etcd, settings.node_id, self._rng)
         self._conduct()
         await self.etcd.start()
-        self._tasks.append(asyncio.create_task(self.leadership.campaign(), name="campaign"))
+        self._tasks.append(asyncio.create_task(leadership.campaign(), name="campaign"))
         self._tasks.append(asyncio.create_task(self._join(), name="join"))
 
     def _conduct(self) -> None:
@@ -217,12 +197,12 @@ class Node:
 
     async def _join(self) -> None:
         """Register once the rules are known, and be ready once this node has the keys that it takes over."""
-        assert self.etcd is not None
-        await self.etcd.first_sync()
+        assert self._registry is not None
+        await self._registry.first_sync()
         self._register(leaving=False)
         while not self._is_member or not self.router.keeper.is_whole:
             await asyncio.sleep(TICK_S)
-        self._become_ready()
+        await self._become_ready()
 
     @property
     def _is_member(self) -> bool:
@@ -230,14 +210,17 @@ class Node:
         return me is not None and me.boot == self.router.boot
 
     def _register(self, *, leaving: bool) -> None:
-        assert self.etcd is not None
+        assert self._registry is not None
         peer = self.settings.advertise or self.addresses["peer"]
         doc = NodeDoc(
             peer=str(peer), zone=self.settings.zone, version=__version__, leaving=leaving, boot=self.router.boot
         )
-        self.etcd.register(f"nodes/{self.settings.node_id}", encode_node(doc))
+        self._registry.register(f"nodes/{self.settings.node_id}", encode_node(doc))
 
-    def _become_ready(self) -> None:
+    async def _become_ready(self) -> None:
+        if self._line is not None:
+            await self._listeners.open()
+            self._line.tell(Opened())
         self._has_joined = True
         log.info(
             "ready",
@@ -262,10 +245,11 @@ class Node:
                 members=list(ring.members),
                 **report.ring_difference(before, ring),
             )
-        self._ring_changed.set()
 
     def _open_link(self, link: Link) -> PeerLink:
-        carrier = PeerLink(link, self.router, monotonic_ns=clock.now_ns, jitter=self._rng)
+        worker = self.settings.worker
+        at = worker.siblings.get(link.peer.id) if worker is not None else None
+        carrier = PeerLink(link, self.router, monotonic_ns=clock.now_ns, jitter=self._rng, at=at)
         self._peer_links = [other for other in self._peer_links if not other.is_closed]
         self._peer_links.append(carrier)
         return carrier
@@ -297,34 +281,36 @@ class Node:
         log.info("draining", why=why, delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self.is_draining = self.http.is_draining = True
         await asyncio.sleep(settings.drain_delay_s)
-        if self.etcd is not None:
-            await self._leave(deadline_s - PARTING_S)
+        if self._registry is not None:
+            await self._leave(self._registry, deadline_s - PARTING_S)
         left_s = loop.time()
         await self.http.stop(max(0.0, deadline_s - loop.time()))
         # Peers hang up once they know the new ring and have their answers.
-        while self._peer_connections and loop.time() < min(deadline_s, left_s + PARTING_S):
+        while self._listeners.peer_connections and loop.time() < min(deadline_s, left_s + PARTING_S):
             await asyncio.sleep(TICK_S)
         await self.close()
         log.info("stopped", node=settings.node_id)
 
-    async def _leave(self, deadline_s: float) -> None:
-        """Have the others take this node out of the ring, hand over what it knows, then give up the lease."""
-        assert self.etcd is not None
-        if self.settings.node_id in self.router.ring.members and len(self.router.ring.members) > 1:
+    async def _leave(self, registry: EtcdSession | Line, deadline_s: float) -> None:
+        """Have the others take this node out of the ring, hand over what it knows, then give up the lease.
+
+        Where all leave, as the workers of a lone machine do, nobody is left to hand anything to.
+        """
+        loop, membership = asyncio.get_running_loop(), self.membership
+        if self.settings.node_id in self.router.ring.members and membership.has_others:
             self._register(leaving=True)
-            try:
-                async with asyncio.timeout(LEAVE_SEEN_S):
-                    while self.settings.node_id in self.router.ring.members:
-                        self._ring_changed.clear()
-                        await self._ring_changed.wait()
-            except TimeoutError:
-                log.warning("etcd did not confirm the leave; the lease will run out")
-        loop = asyncio.get_running_loop()
-        while not self.router.keeper.has_handed_over(clock.now_ns()) and loop.time() < deadline_s:
+            seen_by_s = loop.time() + LEAVE_SEEN_S
+            while self.settings.node_id in self.router.ring.members and membership.has_others:
+                if loop.time() > seen_by_s:
+                    log.warning("etcd did not confirm the leave; the lease will run out")
+                    break
+                await asyncio.sleep(TICK_S)
+        while membership.has_others and not self.router.keeper.has_handed_over(clock.now_ns()):
+            if loop.time() > deadline_s:
+                log.warning("not all keys were handed over in time", copies_due=self.router.keeper.replication.due)
+                break
             await asyncio.sleep(TICK_S)
-        if not self.router.keeper.has_handed_over(clock.now_ns()):
-            log.warning("not all keys were handed over in time", copies_due=self.router.keeper.replication.due)
-        await self.etcd.leave()
+        await registry.leave()
 
     async def close(self) -> None:
         """Stop everything at once."""
@@ -336,12 +322,9 @@ class Node:
         for link in self._peer_links:
             link.close()
         await asyncio.gather(*(link.closed() for link in self._peer_links))
-        if self._peer_server is not None:
-            self._peer_server.close()
-        for connection in list(self._peer_connections):
-            connection.transport.abort()
-        await self.http.stop(0)
-        await self.admin.stop()
+        await self._listeners.stop()
+        if self._line is not None:
+            await self._line.close()
 
     def _tell_peer(self, seconds: int) -> bytes:
         return self.recorder.tell(seconds)
@@ -355,17 +338,24 @@ class Node:
         return self.recorder.figures(seconds)
 
 
-async def serve(settings: Settings) -> None:
-    """Run a node until a signal ends it; a second signal ends it at once."""
+async def serve(settings: Settings, end: socket.socket | None = None) -> None:
+    """Run a node until a signal ends it; a second signal ends it at once.
+
+    A worker has one end of a line to its supervisor, and drains when that is gone. It does not mind further signals:
+    those for the whole node may come from the terminal too, and the supervisor knows when there is to be an end.
+    """
     loop = asyncio.get_running_loop()
-    node = Node(settings)
+    line = await Line.over(end) if end is not None else None
+    node = Node(settings, line)
+    node.http.connections_max = min(node.http.connections_max, files.room_for_clients())
     stop: asyncio.Future[str] = loop.create_future()
 
     def on_stop(why: str) -> None:
-        if stop.done():
+        if not stop.done():
+            stop.set_result(why)
+        elif line is None:
             log.warning("second signal: leaving at once")
             os._exit(1)
-        stop.set_result(why)
 
     def on_hangup() -> None:
         log.info("reloading certificates and tokens")
@@ -375,6 +365,9 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    if line is not None:
+        following = loop.create_task(line.follow(Fleet(node)), name="line to the supervisor")
+        following.add_done_callback(lambda _: on_stop("the supervisor is gone"))
     try:
         await node.start()
     except BaseException:

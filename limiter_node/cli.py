@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import secrets
 import socket
+import stat
 import sys
 from collections import Counter
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ import structlog
 import uvloop
 
 from limiter_node import __version__, settings
+from limiter_node.control.board import Task, decode_of_supervisor
 from limiter_node.control.rules_file import SECTIONS, check_files, merged
 from limiter_node.core.errors import ConfigError
 from limiter_node.core.schema import rules_file_schema
@@ -58,6 +62,19 @@ def _etcd_options(command: _Command) -> _Command:
 
 
 _files = click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+
+
+class _Workers(click.ParamType[int]):
+    """How many processes; `auto` is one for each core that this one may use."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "auto":
+            return min(len(os.sched_getaffinity(0)), settings.WORKERS_MAX)
+        if not str(value).isdecimal() or not 1 <= int(value) <= settings.WORKERS_MAX:
+            self.fail(f"{value!r} is not allowed; allowed: 1 to {settings.WORKERS_MAX}, or auto", param, ctx)
+        return int(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -148,6 +165,14 @@ def main() -> None:
     metavar="N",
 )
 @_option(
+    "--workers",
+    "Processes that listen for checks together, each a member of the ring (<node-id>.1, .2, ...) with a peer port of"
+    " its own, from the given one on; auto: one for each usable core.",
+    default="1",
+    type=_Workers(),
+    metavar="N|auto",
+)
+@_option(
     "--log-format",
     "json: one object a line; human: for reading, in colour on a terminal.",
     default="json",
@@ -166,19 +191,40 @@ def serve(**options: Any) -> None:
 
     SIGTERM or SIGINT drain and leave, a second one exits at once; SIGHUP reads certificates and tokens again. The log
     goes to standard error, a line for each event.
+
+    With several workers this process starts them, starts again one that dies, and answers at --admin for all of them
+    together.
     """
-    # Here, not above: importing the whole node takes half a second, which `--help` need not wait for.
+    options["node_id"] = options["node_id"] or _default_node_id()
+    with _start_exits():
+        parsed = settings.parse(options)
+        _configure_log(parsed)
+        # Here, not above: importing the whole node takes half a second, which `--help` need not wait for.
+        if parsed.workers > 1:
+            from limiter_node.supervisor import supervise  # noqa: PLC0415
+
+            sys.exit(asyncio.run(supervise(parsed, options)))
+        from limiter_node.app import serve as serve_node  # noqa: PLC0415
+
+        uvloop.run(serve_node(parsed))
+
+
+@main.command(hidden=True)
+def worker() -> None:
+    """Be one of the workers of a node: started by `serve --workers`, which tells the rest over standard input."""
     from limiter_node.app import serve as serve_node  # noqa: PLC0415
 
-    options["node_id"] = options["node_id"] or _default_node_id()
-    try:
-        with _problems_exit(2, "limiter-node: "):
-            parsed = settings.parse(options)
-            _configure_log(parsed)
-            uvloop.run(serve_node(parsed))
-    except OSError as error:
-        click.echo(f"limiter-node: {error}", err=True)
-        sys.exit(1)
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        raise click.UsageError("started by serve --workers, and by nobody else")
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return  # the supervisor is gone already
+    task = decode_of_supervisor(line)
+    assert isinstance(task, Task)
+    with _start_exits():
+        parsed = settings.parse(task.options).of_worker(task.number, task.run)
+        _configure_log(parsed)
+        uvloop.run(serve_node(parsed, socket.socket(fileno=0)))
 
 
 @main.command()
@@ -298,6 +344,17 @@ def _checked(files: tuple[Path, ...]) -> dict[Path, dict[str, Any]]:
 
 
 @contextmanager
+def _start_exits() -> Iterator[None]:
+    """End the process where a node cannot start, after telling why."""
+    try:
+        with _problems_exit(2, "limiter-node: "):
+            yield
+    except OSError as error:
+        click.echo(f"limiter-node: {error}", err=True)
+        sys.exit(1)
+
+
+@contextmanager
 def _problems_exit(code: int, prefix: str = "") -> Iterator[None]:
     """End the process with this code where something is configured badly, after telling every problem."""
     try:
@@ -327,7 +384,8 @@ def _configure_log(parsed: settings.Settings) -> None:
             structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if is_human else "iso", utc=not is_human),
             *ending,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # In one write, newline and all: workers write to the same pipe.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     # In every line: logs of several nodes are often read together.

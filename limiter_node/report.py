@@ -14,9 +14,8 @@ from limiter_node.report_backends import describe_backend
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from limiter_node.control.conductor import Conductor
+    from limiter_node.control.conductor import Conductor, Election
     from limiter_node.control.etcd import EtcdSession
-    from limiter_node.control.leadership import Leadership
     from limiter_node.control.rulebook import RuleBook
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
@@ -97,7 +96,7 @@ class Parts(Protocol):
     book: RuleBook
     http: HttpServer
     conductor: Conductor | None
-    leadership: Leadership | None
+    leadership: Election | None
     etcd: EtcdSession | None
 
     is_draining: bool
@@ -146,6 +145,7 @@ def describe(node: Parts) -> dict[str, Any]:
         },
         "backends": {name: describe_backend(node, name) for name in sorted(node.engine.backends.names())},
         "keys": node.engine.buckets,
+        "overloaded": node.http.is_shedding,
     }
 
 

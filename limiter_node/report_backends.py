@@ -8,8 +8,7 @@ from limiter_node import clock
 from limiter_node.edge.metrics import Reading
 
 if TYPE_CHECKING:
-    from limiter_node.control.conductor import Conductor
-    from limiter_node.control.leadership import Leadership
+    from limiter_node.control.conductor import Conductor, Election
     from limiter_node.core.adaptive.gate import Gate
     from limiter_node.core.engine import Engine
     from limiter_node.core.router import Router
@@ -21,7 +20,7 @@ class Parts(Protocol):
     engine: Engine
     router: Router
     conductor: Conductor | None
-    leadership: Leadership | None
+    leadership: Election | None
 
 
 def backend_gauges(node: Parts) -> dict[str, Reading]:

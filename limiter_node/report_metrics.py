@@ -67,6 +67,9 @@ def gauges(node: Parts) -> dict[str, Reading]:
             lambda: node.stalls.longest_ns / 1e9,
         ),
         "limiter_http_connections": Reading("Open check connections.", lambda: len(node.http.connections)),
+        "limiter_overloaded": Reading(
+            "1 while requests that have waited too long are refused.", lambda: node.http.is_shedding
+        ),
         **backend_gauges(node),
     }
 
@@ -95,6 +98,13 @@ def _check_totals(node: Parts) -> dict[str, Reading]:
             lambda: {str(status): count for status, count in node.tally.problems.items()},
             label="status",
         ),
+        "limiter_shed_requests": Reading(
+            "Requests refused for having waited too long on this node; a batch is one.",
+            lambda: node.http.refusing.refused,
+        ),
+        "limiter_refused_connections": Reading(
+            "Connections closed at once, for there were too many.", lambda: node.http.turned_away
+        ),
         "limiter_unknown_rule_checks": Reading("Checks whose rule does not exist.", lambda: node.tally.unknown_rule),
         "limiter_evicted_keys": Reading(
             "Buckets forgotten before they were full, for want of room.",
@@ -107,6 +117,10 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
     router, keeper = node.router, node.router.keeper
     return {
         "limiter_forwarded_checks": Reading("Checks passed on to their owner.", lambda: router.forwarded),
+        "limiter_edge_denials": Reading(
+            "Checks of other nodes' keys that this node denied at once, as their owners had promised.",
+            lambda: node.engine.denials.told,
+        ),
         "limiter_rerouted_checks": Reading(
             "Forwarded checks that the first node asked did not own.",
             lambda: router.rerouted,

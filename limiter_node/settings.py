@@ -7,7 +7,7 @@ the command line's: option, then `LIMITER_<OPTION>`, then the default.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _PORT = re.compile("[0-9]{1,5}")
+WORKERS_MAX = 64
+"""Every worker pings every other some fifty times a second."""
+
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - recognised here, not bound
 
 
@@ -32,6 +35,10 @@ class Address:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def of_worker(self, number: int) -> Address:
+        """Where a worker listens, the first one here: each at a port of its own, one after the other."""
+        return Address(self.host, self.port and self.port + number - 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdSettings:
@@ -44,6 +51,33 @@ class EtcdSettings:
     key: Path | None
     user: str | None
     password: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One of the processes that are a node together (`--workers`): a member of the ring like any node.
+
+    Workers of a node talk over unix sockets in Linux' abstract namespace: no file is left behind by one that is killed,
+    and a socket that nobody listens at refuses connections, which is how its peers know that a process is dead.
+    """
+
+    number: int  # from 1 on
+    count: int
+    node: str  # the id of the whole
+    run: str  # names the sockets of this run of the node, and of no other
+
+    def id_of(self, number: int) -> str:
+        """The node id of a worker of this node."""
+        return f"{self.node}.{number}"
+
+    def socket_of(self, number: int, purpose: str) -> str:
+        """Where a worker of this node listens: for its peers, or for whoever asks its admin API."""
+        return f"\0limiter-node/{self.run}/{number}/{purpose}"
+
+    @property
+    def siblings(self) -> dict[str, str]:
+        """{node id: where it listens for peers} of all workers of this node."""
+        return {self.id_of(number): self.socket_of(number, "peer") for number in range(1, self.count + 1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +101,30 @@ class Settings:
     max_keys: int
     log_format: str  # json or human
     log_checks: float  # fraction of the checks that are told in the log, 0 to 1
+    workers: int  # processes, 1 to WORKERS_MAX
+    worker: Worker | None = None  # None: this is the whole node
 
     @property
     def is_standalone(self) -> bool:
         """Whether the node runs alone, without etcd."""
         return not self.etcd.endpoints
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process is the whole fleet."""
+        return self.is_standalone and self.worker is None
+
+    def of_worker(self, number: int, run: str) -> Settings:
+        """What one of the workers goes by: a name and a peer port of its own, and its part of the memory."""
+        worker = Worker(number=number, count=self.workers, node=self.node_id, run=run)
+        return replace(
+            self,
+            worker=worker,
+            node_id=worker.id_of(number),
+            peer=self.peer.of_worker(number),
+            advertise=self.advertise and self.advertise.of_worker(number),
+            max_keys=-(-self.max_keys // self.workers),
+        )
 
 
 class _Problems(list[str]):
@@ -102,6 +155,7 @@ def parse(options: Mapping[str, Any]) -> Settings:
         problems.append("--rules: for a standalone node only; with --etcd the rules are in etcd")
     if options["drain_delay"] > options["drain_timeout"]:
         problems.append("--drain-delay: longer than --drain-timeout, which includes it")
+    _check_workers(options["workers"], options["node_id"], {"peer": peer, "advertise": advertise}, problems)
     if problems:
         raise ConfigError(tuple(problems))
     return Settings(
@@ -122,7 +176,20 @@ def parse(options: Mapping[str, Any]) -> Settings:
         max_keys=options["max_keys"],
         log_format=options["log_format"],
         log_checks=options["log_checks"],
+        workers=options["workers"],
     )
+
+
+def _check_workers(count: int, node_id: str, first: Mapping[str, Address | None], problems: _Problems) -> None:
+    """Each has a name and ports of its own, made from those of the whole."""
+    if count == 1:
+        return
+    suffix = f".{count}"
+    if is_name(node_id) and not is_name(node_id + suffix):
+        problems.append(f"--node-id: {node_id!r} is too long; allowed: with the {suffix} of a worker {NAME_ALLOWED}")
+    for option, address in first.items():
+        if address is not None and address.of_worker(count).port > 65535:
+            problems.append(f"--{option}: {count} workers take as many ports, and there is none after 65535")
 
 
 def parse_etcd(options: Mapping[str, Any]) -> EtcdSettings:

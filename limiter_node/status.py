@@ -77,7 +77,13 @@ def tables(body: bytes) -> str:
     """The document for people; raises `NoStatus` when it is none."""
     try:
         status = msgspec.json.decode(body)
-        parts = [_rows([*_facts(status)]), _members(status), _backends(status), _problems(status)]
+        parts = [
+            _rows([*_facts(status)]),
+            _workers(status),
+            _members(status),
+            _backends(status),
+            _problems(status),
+        ]
     except (*UNDECODABLE, KeyError, TypeError, AttributeError):
         raise NoStatus("the answer is no status of a limiter-node; is that its --admin address?") from None
     return "\n\n".join(filter(None, parts))
@@ -100,6 +106,20 @@ def _facts(status: dict[str, Any]) -> Iterator[Sequence[str]]:
     good = "no problems" if not problems else _count(problems, "PROBLEM")
     yield "config", f"{_count(config['rules'], 'rule')}, revision {config['revision']}, {good}"
     yield "keys", f"{_count(status['keys'], 'bucket')} in the memory of this node"
+
+
+def _workers(status: dict[str, Any]) -> str:
+    rows = [
+        (
+            worker["id"],
+            worker["state"] + (", FENCED" if worker["fenced"] else "" if worker["ready"] else ", NOT READY"),
+            "-" if worker["pid"] is None else str(worker["pid"]),
+            str(worker["restarts"]),
+            f"{worker['keys']:,}",
+        )
+        for worker in status.get("workers", [])
+    ]
+    return _table(("WORKER", "STATE", "PID", "RESTARTS", "KEYS"), rows)
 
 
 def _members(status: dict[str, Any]) -> str:

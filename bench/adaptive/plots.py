@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.svg import COLOURS, LEFT, WIDTH, escaped, opened
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-WIDTH, HEIGHT = 720, 240
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 28, 36
-COLOURS = ("#0b6e4f", "#c8553d", "#3d5a98", "#8a6fae", "#888888", "#c9a227")
+HEIGHT = 240
+RIGHT, TOP, BOTTOM = 10, 28, 36
 BAR_PX = 16
-
-
-def _open(width: int, height: int, title: str) -> list[str]:
-    return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{LEFT}" y="16" font-size="13">{_text(title)}</text>',
-    ]
-
-
-def _text(words: str) -> str:
-    return words.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def lines(
@@ -40,7 +28,7 @@ def lines(
     def y(value: float) -> float:
         return round(TOP + plot_height * (1 - min(value, top) / top), 1)
 
-    found = _open(WIDTH, HEIGHT, title)
+    found = opened(WIDTH, HEIGHT, title)
     since_x, until_x = x(shaded[0]), x(shaded[1])
     found.append(
         f'<rect x="{since_x}" y="{TOP}" width="{until_x - since_x:.1f}" height="{plot_height}" fill="#f3efe6"/>'
@@ -56,7 +44,7 @@ def lines(
         points = " ".join(f"{x(second + 0.5)},{y(value)}" for second, value in enumerate(values))
         found.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
         left = LEFT + number * plot_width / len(series)
-        found.append(f'<text x="{left:.0f}" y="{HEIGHT - 6}" fill="{colour}">{_text(name)}</text>')
+        found.append(f'<text x="{left:.0f}" y="{HEIGHT - 6}" fill="{colour}">{escaped(name)}</text>')
     return "\n".join([*found, "</svg>", ""])
 
 
@@ -64,12 +52,12 @@ def bars(title: str, values: Mapping[str, tuple[float, float, float]]) -> str:
     """Bars with intervals: name to mean, low and high."""
     left, height = 190, TOP + BAR_PX * len(values) + 12
     scale = (WIDTH - left - 60) / max(high for _, _, high in values.values())
-    found = _open(WIDTH, height, title)
+    found = opened(WIDTH, height, title)
     for number, (name, (mean, low, high)) in enumerate(values.items()):
         y = TOP + BAR_PX * number
         colour = COLOURS[0] if name.startswith("ours") else COLOURS[2]
         middle = y + BAR_PX / 2 - 2
-        found.append(f'<text x="{left - 6}" y="{y + 10}" text-anchor="end">{_text(name)}</text>')
+        found.append(f'<text x="{left - 6}" y="{y + 10}" text-anchor="end">{escaped(name)}</text>')
         found.append(f'<rect x="{left}" y="{y}" width="{mean * scale:.1f}" height="{BAR_PX - 5}" fill="{colour}"/>')
         found.append(
             f'<line x1="{left + low * scale:.1f}" x2="{left + high * scale:.1f}" y1="{middle}" y2="{middle}"'

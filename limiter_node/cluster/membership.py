@@ -90,6 +90,11 @@ class Membership:
         self._revision = 0
         self._is_stale = False
 
+    @property
+    def has_others(self) -> bool:
+        """Whether another node is a member, by the last word, and so could take keys over."""
+        return not self._members.keys() <= {self._node_id}
+
     def changed(self, name: str, value: bytes | None, revision: int, now_ns: int) -> None:
         """Take a change of `nodes/<name>`; raises `BadRule` for a bad value, which changes nothing."""
         if value is None:

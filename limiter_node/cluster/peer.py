@@ -1,4 +1,6 @@
-"""Links between nodes over TCP: what the router decides to send goes out, what comes in goes to the router.
+"""Links between nodes: what the router decides to send goes out, what comes in goes to the router.
+
+They go over TCP, between the workers of one node over unix sockets.
 
 One outgoing connection per peer carries this node's asks and the peer's answers; the peer's asks come in on
 a connection of its own. All checks of one pass of the loop leave in one write, all answers of one read in
@@ -12,6 +14,7 @@ to be written to; everything about checks is the router's.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -177,9 +180,19 @@ class _PeerClient(_FrameProtocol):
 class PeerLink:
     """Keeps one connection to the peer of a router's link, and carries its frames (a `router.Carrier`)."""
 
-    def __init__(self, link: Link, router: Router, *, monotonic_ns: Callable[[], int], jitter: random.Random) -> None:
+    def __init__(
+        self,
+        link: Link,
+        router: Router,
+        *,
+        monotonic_ns: Callable[[], int],
+        jitter: random.Random,
+        at: str | None = None,
+    ) -> None:
+        """`at` is the unix socket of a worker of the same node."""
         self.router = router
         self._link = link
+        self._at = at
         self._monotonic_ns = monotonic_ns
         self._jitter = jitter
         self._loop = asyncio.get_running_loop()
@@ -279,15 +292,12 @@ class PeerLink:
 
     async def _connect_once(self) -> None:
         """Dial, and stay until the connection is lost."""
-        host, _, port = self._link.peer.peer.rpartition(":")
         client = self._dial = _PeerClient(self)
         transport: asyncio.BaseTransport | None = None
         try:
             # Until the hello: a frozen peer's kernel accepts connections that nobody will answer.
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                transport, _ = await self._loop.create_connection(
-                    lambda: client, host.removeprefix("[").removesuffix("]"), int(port)
-                )
+                transport = await self._open(client)
                 await asyncio.wait((client.greeted,))
             await client.lost
         except (OSError, TimeoutError) as error:
@@ -300,3 +310,24 @@ class PeerLink:
                 self.broken(client, why="given up")
             if transport is not None:
                 cast("asyncio.Transport", transport).abort()
+
+    async def _open(self, client: _PeerClient) -> asyncio.Transport:
+        if self._at is not None:
+            transport, _ = await self._loop.create_unix_connection(lambda: client, sock=_connected(self._at))
+        else:
+            host, _, port = self._link.peer.peer.rpartition(":")
+            host = host.removeprefix("[").removesuffix("]")
+            transport, _ = await self._loop.create_connection(lambda: client, host, int(port))
+        return transport
+
+
+def _connected(name: str) -> socket.socket:
+    """A connection to an abstract unix socket, which uvloop does not open itself; it never has to be waited for."""
+    end = socket.socket(socket.AF_UNIX)
+    end.setblocking(False)
+    try:
+        end.connect(name)
+    except OSError:
+        end.close()
+        raise
+    return end

@@ -20,7 +20,7 @@ from limiter_node.core.model import Frame
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROTOCOL = 5
+PROTOCOL = 6
 FRAME_BYTES_MAX = 1 << 20
 """1,000 checks with the longest names and keys take 0.7 MB."""
 

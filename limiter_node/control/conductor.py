@@ -1,13 +1,13 @@
 """The conductor: once a second, on the node that leads, has the fleet asked, the law applied, the outcome published.
 
-A standalone node leads itself, and goes by its decisions at once. In a fleet they go through etcd, where people can see
-and pin them, by the fenced writes of `leadership`.
+A node that is alone leads itself, and goes by its decisions at once. In a fleet they go through etcd, where people can
+see and pin them, by the fenced writes of `leadership`; among the workers of a standalone node over their `board`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -17,7 +17,6 @@ from limiter_node.core.backends import record_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limiter_node.control.leadership import Leadership
     from limiter_node.control.polls import Polls
     from limiter_node.control.rulebook import RuleBook
     from limiter_node.core.adaptive.evidence import Decision
@@ -32,14 +31,32 @@ ANSWER_S = 0.2
 STANDALONE_TERM = 1
 
 
+class Election(Protocol):
+    """A node's part in who leads."""
+
+    leader: str | None  # as far as is known
+    term: int  # this node's; 0 while it does not lead
+    refused: int  # writes that came too late
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node may act."""
+
+    def changed(self, value: bytes | None, revision: int) -> None:
+        """Take who leads since that revision."""
+
+    async def write(self, key: str, value: bytes, mod_revision: int | None) -> bool:
+        """Put a key, if this node still leads and nobody has changed it since; raises `LinkError`."""
+
+
 class Conductor:
-    """Runs the controller of a node; `leadership` is None on a standalone node."""
+    """Runs the controller of a node; `leadership` is None on a node that is alone."""
 
     def __init__(
         self,
         router: Router,
         book: RuleBook,
-        leadership: Leadership | None,
+        leadership: Election | None,
         polls: Polls,
         monotonic_ns: Callable[[], int],
     ) -> None:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.algorithms.face import Wall
 from limiter_node.core.algorithms.token_bucket import PPM, UNITS_PER_MICRO
+from limiter_node.core.denials import Denials
 from limiter_node.core.entries import Entries
 from limiter_node.core.holds import Holds
 from limiter_node.core.in_force import RuleInForce
@@ -78,6 +79,7 @@ class Engine:
         self.holds = Holds()
         self.settlements = Settlements()
         self.reservations = Reservations(self)
+        self.denials = Denials(self)  # of keys that other nodes own
         self._census = Census(buckets_max)
         self._orphans = Orphans()
         self._dying: list[dict[str, Any]] = []
@@ -280,6 +282,7 @@ class Engine:
 
     def set_rule(self, name: str, rule: Rule | None, now_ns: int) -> None:
         """Put a rule in force, change it, or (None) delete it together with its buckets."""
+        self.denials.clear()
         if rule is not None and rule.durability == "sync":
             self.sync_rules.add(name)
         else:
@@ -308,6 +311,7 @@ class Engine:
 
         Touches the buckets of no key but that one; those of a pattern's keys move when they are next asked for.
         """
+        self.denials.clear()
         before = self.entries.put(name, entry)
         for rule_name, written in before.limits.items() if before else ():
             rule = self.rules.get(rule_name)
@@ -323,6 +327,7 @@ class Engine:
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""
+        self.denials.clear()
         for rule in self.rules.values():
             if rule.rule.backend == backend and rule.multiplier_ppm != self.backends.ppm(backend):
                 rule.set_rule(rule.rule, self.backends.ppm(backend), now_ns)

@@ -186,6 +186,11 @@ class JointPlan(PlanBase):
             states = self.table.states(key)
         return (None,) * len(self.algorithms) if states is None else states
 
+    def charge(self, key: str, cost: int, now_ns: int) -> None:
+        """As `Plan` has it."""
+        pairs = zip(self.algorithms, self._states(key, now_ns), strict=True)
+        self.table.put(key, tuple(algorithm.charge(state, cost, now_ns) for algorithm, state in pairs))
+
     def refund(self, key: str, cost: int, now_ns: int) -> int:
         """Give back up to `cost` whole tokens under each limit; returns the most that any of them had spent of it."""
         states = self.table.states(key)

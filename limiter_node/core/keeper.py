@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from limiter_node.core import deeds
 from limiter_node.core.custody import Custody
 from limiter_node.core.fence import ALWAYS_NS, Fence
-from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState
+from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState, one_way
 from limiter_node.core.model import (
     Ack,
     Check,
@@ -32,6 +32,7 @@ from limiter_node.core.model import (
     Settled,
     Verdict,
 )
+from limiter_node.core.promises import GIVES_BACK, Promises, longest_ns
 from limiter_node.core.pulls import Pulls
 from limiter_node.core.replication import Barrier, Replication
 from limiter_node.core.ring import Ring
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from limiter_node.core.links import Link
     from limiter_node.core.model import Reply
     from limiter_node.core.replication import Bucket
-
-GIVES_BACK = (Op.FORGET, Op.REFUND)
-"""Whoever else has the bucket is told to forget what it knows, for of two copies the one that has spent more counts."""
 
 
 class Keeper:
@@ -65,6 +63,7 @@ class Keeper:
         self.fence = Fence(node_id, peer_timeout_ns)
         self.custody = Custody(node_id)
         self.replication = Replication(node_id, engine, wake=self._wake)
+        self.promises = Promises(engine, longest_ns(peer_timeout_ns))
         self.free_until_ns = 0  # until then every check of this node's own keys is decided without another thought
         self.acted = 0  # checks decided in an owner's place
         self.lapses = 0
@@ -111,18 +110,40 @@ class Keeper:
 
     # Deciding.
 
+    def is_free_to(self, check: Check, now_ns: int) -> bool:
+        """Whether the engine may decide a check of a key that this node owns, and nothing else is to be thought of."""
+        movable = self.promises.movable
+        return (
+            now_ns < self.free_until_ns
+            and check.op is Op.CHECK
+            and not self._engine.sync_rules
+            and not (movable and (check.rule, check.key) in movable)
+        )
+
     def decide(
-        self, check: Check, now_ns: int, *, for_peer: bool = False, expires_ns: int = ALWAYS_NS
+        self,
+        check: Check,
+        now_ns: int,
+        *,
+        for_peer: bool = False,
+        expires_ns: int = ALWAYS_NS,
+        has_waited: bool = False,
     ) -> Outcome | Forward | None:
-        """Decide a check of a key that this node owns, now or by `expires_ns`; None when it cannot be."""
+        """Decide a check of a key that this node owns, now or by `expires_ns`; None when it cannot be.
+
+        One that has waited for the end of promises does not wait for that again.
+        """
         if now_ns >= self.free_until_ns:
             self._notice_lapse(now_ns)
             bucket = check.rule, check.key
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
                 # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
                 wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
-                forward = Forward(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
+                forward = one_way(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
+        due_ns = 0 if has_waited else self.promises.due_ns(check, now_ns)
+        if due_ns:
+            return self.promises.park(one_way(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
         outcome = self._do(check, now_ns)
         return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
 
@@ -155,6 +176,7 @@ class Keeper:
     def _do(self, check: Check, now_ns: int) -> Outcome:
         outcome = deeds.do(self._engine, self._node_id, check, now_ns)
         if check.op in GIVES_BACK:
+            # Whoever else has the bucket must forget what it knows: of two copies the one that has spent more counts.
             self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
         return outcome
 
@@ -176,7 +198,7 @@ class Keeper:
         link = self._links.get(replica)
         if link is None or not link.is_usable(now_ns):
             return self.replication.without_copy(check, outcome)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
+        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
         self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
         return forward
 
@@ -195,18 +217,25 @@ class Keeper:
         """Answer the pulls and decide the parked checks that can be."""
         for pull, respond in self._pulls.take_early():
             self._on_pull(pull, now_ns, respond)
-        if not self.custody.parked:
-            return
-        for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
-            if not forward.asks_help and self.ring.owner(forward.check.key) == self._node_id:
-                outcome = self.decide(forward.check, now_ns, for_peer=forward.for_peer, expires_ns=forward.expires_ns)
-                if isinstance(outcome, Forward):
-                    outcome.reply = forward.reply
-                    continue
-                if outcome is not None:
-                    forward.reply(outcome)
-                    continue
+        for forward in self.promises.take_due(now_ns):
+            self._go_on_with(forward, now_ns, has_waited=True)
+        if self.custody.parked:
+            for forward in self.custody.take_ready(as_replica_only=self._lapsed_ns is not None):
+                self._go_on_with(forward, now_ns)
+
+    def _go_on_with(self, forward: Forward, now_ns: int, *, has_waited: bool = False) -> None:
+        check, outcome = forward.check, None
+        if not forward.asks_help and self.ring.owner(check.key) == self._node_id:
+            expires_ns = forward.expires_ns
+            outcome = self.decide(
+                check, now_ns, for_peer=forward.for_peer, expires_ns=expires_ns, has_waited=has_waited
+            )
+        if outcome is None:
             self._homeless.append(forward)
+        elif isinstance(outcome, Forward):
+            outcome.reply = forward.reply
+        else:
+            forward.reply(outcome)
 
     # The right to decide.
 
@@ -225,7 +254,10 @@ class Keeper:
             self.custody.begin(self.ring, others, missed=True)
             for link in self._links.values():
                 self.ask(link)
-        self.free_until_ns = 0 if self._lapsed_ns is not None or self.custody.pending else self.fence.right_until_ns
+        is_free = self._lapsed_ns is None and not self.custody.pending
+        self.free_until_ns = self.fence.right_until_ns if is_free else 0
+        if not is_free and (self.custody.pending or len(self.ring.members) > 1):
+            self.promises.note_others(now_ns)
 
     def take_homeless(self, now_ns: int) -> tuple[list[Forward], list[Forward]]:
         """Parked checks that this node does not own any more, and those whose deadline has passed."""
@@ -409,6 +441,7 @@ class Keeper:
                 self._wake(name)
         self.replication.survey(now_ns)
         self.replication.expire(now_ns)
+        self.promises.tick(now_ns)
         self.custody.tick()
         for link in self._links.values():
             if self._is_ping_due(link, now_ns):

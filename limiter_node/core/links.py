@@ -7,14 +7,17 @@ carrier's.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import msgspec
 
-    from limiter_node.core.model import Check, Member, Outcome, Result
+from limiter_node.core.model import CHECKS_PER_FRAME_MAX, Ask, Check, Outcome
+
+if TYPE_CHECKING:
+    from limiter_node.core.model import Member, Request, Result
 
 PARKED_SHARE = 0.7
 """Of a peer timeout: a check that waits here for a peer is given up while the peer still waits for the answer."""
@@ -46,33 +49,27 @@ class Carrier(Protocol):
         """End for good: the peer has left and owes no answer."""
 
 
-class Forward:
-    """A check whose outcome comes later. Who gets it sets `reply` at once; it is never called before that."""
+class Forward(msgspec.Struct, eq=False):
+    """A check whose outcome comes later. Who gets it sets `reply` at once; it is never called before that.
 
-    __slots__ = (
-        "asks_help",
-        "check",
-        "deadline_ns",
-        "expires_ns",
-        "for_peer",
-        "helpers",
-        "is_sent",
-        "reply",
-        "rerouted",
-        "trace",
-    )
-    reply: Callable[[Outcome], None]
+    A struct, since each forwarded check makes one: 0.13 us, where a class that sets its own slots takes 0.4.
+    """
 
-    def __init__(self, check: Check, deadline_ns: int, *, expires_ns: int = 0, for_peer: bool = False) -> None:
-        self.check = check
-        self.deadline_ns = deadline_ns  # of the present way
-        self.expires_ns = expires_ns or deadline_ns  # of the last way
-        self.for_peer = for_peer  # a peer asked for help: it, not this node, answers when nobody can decide
-        self.rerouted = False
-        self.is_sent = False  # to somebody who may have decided it
-        self.asks_help = False  # whoever it is sent to need not be the owner
-        self.helpers = 0  # nodes asked for help so far
-        self.trace: str | None = None  # a request id, if the check is to be told in the log
+    check: Check
+    deadline_ns: int  # of the present way
+    expires_ns: int  # of the last way
+    for_peer: bool = False  # a peer asked for help: it, not this node, answers when nobody can decide
+    rerouted: bool = False
+    is_sent: bool = False  # to somebody who may have decided it
+    asks_help: bool = False  # whoever it is sent to need not be the owner
+    helpers: int = 0  # nodes asked for help so far
+    trace: str | None = None  # a request id, if the check is to be told in the log
+    reply: Callable[[Outcome], None] = cast("Callable[[Outcome], None]", None)
+
+
+def one_way(check: Check, deadline_ns: int, *, for_peer: bool = False) -> Forward:
+    """A check that is given up at its deadline."""
+    return Forward(check, deadline_ns, deadline_ns, for_peer)
 
 
 class Link:
@@ -112,6 +109,28 @@ class Link:
     def is_usable(self, now_ns: int) -> bool:
         """Whether a check sent now can be expected to be answered; one that is being dialled may be."""
         return now_ns < self.usable_until_ns or self.state is LinkState.CONNECTING
+
+    def take_asks(self, first_id: int, revision: int) -> list[Request]:
+        """Empty the outbox into as few frames as that takes, numbered from `first_id` on."""
+        asks: list[Request] = []
+        while self.outbox:
+            forwards = [self.outbox.popleft() for _ in range(min(len(self.outbox), CHECKS_PER_FRAME_MAX))]
+            help_wanted = [forward for forward in forwards if forward.asks_help]
+            if help_wanted:
+                forwards = [forward for forward in forwards if not forward.asks_help]
+            for batch in filter(None, (forwards, help_wanted)):
+                asks.append(self._ask(first_id + len(asks), revision, batch))
+        return asks
+
+    def _ask(self, frame_id: int, revision: int, forwards: list[Forward]) -> Ask:
+        self.pending[frame_id] = forwards
+        traces = {}
+        for index, forward in enumerate(forwards):
+            forward.is_sent = True
+            if forward.trace:
+                traces[index] = forward.trace
+        helps = forwards[0].asks_help
+        return Ask(frame_id, revision, [forward.check for forward in forwards], helps, traces)
 
     def take_late(self, now_ns: int) -> list[Forward]:
         """Take out the checks whose deadline has passed."""

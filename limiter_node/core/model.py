@@ -28,10 +28,8 @@ NEVER = -1
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
 ShortText = Annotated[str, msgspec.Meta(max_length=64)]
-"""A name between nodes, which have checked it: to match the pattern of two again takes half the time of a `Copy`."""
-
-RuleName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")]
-"""Of a check: a rule's name, or `BATCHES`."""
+"""A name between nodes, which have checked it: to match the pattern again takes half the time of a `Copy`, and 0.5 of
+the 0.8 us that it takes to decode a `Check`. A rule that is none is unknown, a segment that is none the default one."""
 
 Revision = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -58,10 +56,10 @@ class Op(IntEnum):
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """May `key` spend `cost` tokens under `rule`? `op` may ask something else about the bucket."""
 
-    rule: RuleName
+    rule: ShortText
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     cost: Tokens = 1
-    segment: Name | None = None
+    segment: ShortText | None = None
     op: Op = Op.CHECK
     hold: tuple[ShortText, Place] | None = None  # the atomic batch that it is part of, and its place there
 
@@ -255,11 +253,15 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The results of the `Ask` with the same id, in its order."""
+    """The results of the `Ask` with the same id, in its order.
+
+    `promises` are, by index, for how long denials stay true, counted from when they were asked for (see `promises`).
+    """
 
     id: int
     revision: Revision
     results: Annotated[list[Result], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
+    promises: Annotated[dict[Place, Duration], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -285,7 +287,7 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
     id: int
     revision: Revision
-    wanted: Annotated[list[tuple[RuleName, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
+    wanted: Annotated[list[tuple[ShortText, str]], msgspec.Meta(max_length=COPIES_PER_FRAME_MAX)]
     asked: Annotated[list[ShortText], msgspec.Meta(max_length=MEMBERS_MAX)] = []  # everybody who is still to tell it
 
 

@@ -82,6 +82,9 @@ class Plan(Protocol):
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key if they are there; a denial changes nothing, cost 0 is a peek."""
 
+    def charge(self, key: str, cost: int, now_ns: int) -> None:
+        """Spend `cost` whole tokens of the key that were granted before, even if that is more than it can hold now."""
+
     def refund(self, key: str, cost: int, now_ns: int) -> int:
         """Give back up to `cost` whole tokens that the key has spent; returns how many."""
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from limiter_node.core.holds import Holds
     from limiter_node.core.in_force import RuleInForce
     from limiter_node.core.plan import Plan
-    from limiter_node.core.replication import Bucket
     from limiter_node.core.settlements import Settlements
 
 UNKNOWN_RULE = UnknownRule()
@@ -80,25 +79,12 @@ class Reservations:
             return UNKNOWN_RULE
         assert check.hold is not None
         bucket, batch = (check.rule, check.key), check.hold[0]
-        if check.op is Op.CANCEL or self._spend(rule, bucket, batch, now_ns):
-            engine.holds.end(bucket, batch, now_ns)
+        if check.op is Op.CONFIRM:
+            for held in engine.holds.of(bucket, batch):
+                # The numbers may have been cut, or the key have spent more under another segment's: it was granted.
+                engine.plan_for(rule, check.key, held.segment, now_ns).charge(check.key, held.cost, now_ns)
+        engine.holds.end(bucket, batch, now_ns)
         return engine.peek(rule, check, now_ns)
-
-    def _spend(self, rule: RuleInForce, bucket: Bucket, batch: str, now_ns: int) -> bool:
-        """Spend what is set aside; False when it does not fit for now: the numbers have been cut meanwhile.
-
-        Then it stays set aside, and is asked for again.
-        """
-        key = bucket[1]
-        spent: list[tuple[Plan, int]] = []
-        for held in self._engine.holds.of(bucket, batch):
-            plan = self._engine.plan_for(rule, key, held.segment, now_ns)
-            if not plan.spend(key, held.cost, now_ns).allowed:
-                for before, cost in reversed(spent):
-                    before.refund(key, cost, now_ns)
-                return False
-            spent.append((plan, held.cost))
-        return True
 
     def settle(self, check: Check) -> Settled:
         """Say whether the batch `check.key` is spent, once and for all."""

@@ -24,7 +24,6 @@ from limiter_node.core.keeper import Keeper
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState
 from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
-    CHECKS_PER_FRAME_MAX,
     Answer,
     Ask,
     Check,
@@ -39,9 +38,11 @@ from limiter_node.core.model import (
     Request,
     Result,
     Unreachable,
+    Verdict,
 )
 from limiter_node.core.ring import Ring
 from limiter_node.core.service import Service
+from limiter_node.core.shortcut import Shortcut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,7 @@ class Router:
         engine.holds.set_pace(peer_timeout_ns)
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
+        self.shortcut = Shortcut(self)
         self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
@@ -112,16 +114,25 @@ class Router:
         """Decide at once, or return the `Forward` that will bring the outcome."""
         owner = self.ring.owner(check.key)
         if owner == self.node_id:
-            if now_ns < self.keeper.free_until_ns and check.op is Op.CHECK and not self.engine.sync_rules:
+            if self.keeper.is_free_to(check, now_ns):
                 return self.engine.check(check, now_ns)
             outcome = self.keeper.decide(check, now_ns)
             return self._alone(check, now_ns) if outcome is None else outcome
         return self.pass_on(owner, check, now_ns)
 
     def pass_on(self, owner: str | None, check: Check, now_ns: int) -> Outcome | Forward:
-        """Have a check of this node's own callers decided by another node, the owner of its key."""
+        """Have a check of this node's own callers decided by another node, the owner of its key, if it has not been."""
+        denials = self.engine.denials
+        if denials.known and (verdict := denials.find(check, now_ns)) is not None:
+            return verdict
         timeout_ns = self._peer_timeout_ns
-        forward = Forward(check, now_ns + timeout_ns, expires_ns=now_ns + WAYS_MAX * timeout_ns)
+        forward = Forward(check, now_ns + timeout_ns, now_ns + WAYS_MAX * timeout_ns)
+        link = None if owner is None else self.links.get(owner)
+        if link is not None and now_ns < link.usable_until_ns and 0 < len(link.outbox) < OUTBOX_MAX:
+            # As nearly always, when others have gone before in this pass of the loop: three calls less, 0.2 us.
+            self.forwarded += 1
+            link.outbox.append(forward)
+            return forward
         return self.forward(owner, forward, now_ns) or forward
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
@@ -211,21 +222,11 @@ class Router:
 
     def flush(self, link: Link, now_ns: int) -> list[Request]:
         """The frames to send on a link that is up: all its outbox, as few frames as that takes."""
-        requests: list[Request] = []
         revision = max(self.ring.revision, link.revision)
         link.revision = 0
-        while link.outbox:
-            count = min(len(link.outbox), CHECKS_PER_FRAME_MAX)
-            forwards = [link.outbox.popleft() for _ in range(count)]
-            for helps in (False, True):
-                if batch := [forward for forward in forwards if forward.asks_help is helps]:
-                    self._next_id += 1
-                    link.pending[self._next_id] = batch
-                    for forward in batch:
-                        forward.is_sent = True
-                    traces = {index: forward.trace for index, forward in enumerate(batch) if forward.trace}
-                    requests.append(Ask(self._next_id, revision, [forward.check for forward in batch], helps, traces))
-        requests += self.keeper.flush(link, now_ns)
+        asks = link.take_asks(self._next_id + 1, revision)
+        self._next_id += len(asks)
+        requests = asks + self.keeper.flush(link, now_ns)
         return requests + self.controller.frames(link.peer.id) + self.lookout.frames(link.peer.id)
 
     def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
@@ -258,8 +259,12 @@ class Router:
     def _on_answer(self, link: Link, answer: Answer, now_ns: int) -> None:
         """Give the outcomes of an earlier frame to those who wait; an answer that comes too late has nobody waiting."""
         forwards = link.pending.pop(answer.id, [])
+        if answer.promises and answer.revision == self.ring.revision:
+            self.engine.denials.learn(forwards, answer, WAYS_MAX * self._peer_timeout_ns, now_ns)
         for forward, result in zip(forwards, answer.results, strict=False):
-            if isinstance(result, NotOwner):
+            if type(result) is Verdict:  # as nearly always
+                forward.reply(result)
+            elif isinstance(result, NotOwner):
                 forward.is_sent = False
                 self._reroute(forward, result.owner, answer.revision, now_ns)
             elif isinstance(result, Unreachable):
@@ -342,6 +347,7 @@ class Router:
         if ring.revision < self.ring.revision:
             return
         self.ring = ring
+        self.engine.denials.clear()
         self.engine.backends.set_default_share(1 / max(1, len(ring.members)), now_ns)
         self.engine.has_copies = ring.members.keys() != {self.node_id}
         for peer in (*ring.members.values(), *ring.leavers.values()):
@@ -406,6 +412,7 @@ class Router:
         What the peer may have decided already may be spent twice so; it is never granted twice.
         """
         link.state = LinkState.DOWN
+        self.engine.denials.clear()  # whoever promised them may be dead
         link.usable_until_ns = NEVER_NS
         self.keeper.on_down(link, now_ns, refused_ns=refused_ns)
         has_left = link.peer.id not in self.ring.members
@@ -420,6 +427,7 @@ class Router:
         """Let deadlines pass; to be called several times within a peer timeout."""
         self.keeper.tick(now_ns)
         self.controller.tick(now_ns)
+        self.engine.denials.tick(now_ns)
         for link in list(self.links.values()):
             self._expire(link, now_ns)
         self._close_leavers()

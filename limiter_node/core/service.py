@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import PARKED_SHARE, Forward, LateResults
-from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable
+from limiter_node.core.links import PARKED_SHARE, Forward, LateResults, one_way
+from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.keeper import Keeper
+    from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
+    from limiter_node.core.shortcut import Shortcut
 
 PARKED_MAX = 1_000
 """Frames from nodes with a newer ring that may wait for ours to catch up."""
@@ -34,6 +36,7 @@ class Ways(Protocol):
     ring: Ring
     engine: Engine
     keeper: Keeper
+    shortcut: Shortcut
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
         """Have a check decided elsewhere; returns an outcome that is there at once."""
@@ -79,9 +82,10 @@ class Service:
             for index, trace in ask.traces.items():
                 if 0 <= index < len(results):
                     self._on_traced(ask.checks[index], trace, results[index])
-            respond(Answer(ask.id, self._router.ring.revision, results))
+            respond(Answer(ask.id, self._router.ring.revision, results, promises))
 
-        results = [self._serve(check, now_ns, helps=ask.helps) for check in ask.checks]
+        results = self._serve_all(ask, now_ns)
+        promises = {} if ask.helps else self._promise(ask.checks, results, now_ns)
         for index, trace in ask.traces.items():
             result = results[index] if 0 <= index < len(results) else None
             if isinstance(result, Forward):
@@ -91,15 +95,44 @@ class Service:
         else:
             done(cast("list[Result]", results))
 
+    def _promise(self, checks: list[Check], results: list[Result | Forward], now_ns: int) -> dict[int, int]:
+        """For how long denials stay true, by index, for those of which that is known."""
+        keeper = self._router.keeper
+        return {
+            index: lasts_ns
+            for index, verdict in enumerate(results)
+            if type(verdict) is Verdict and not verdict.allowed
+            if (lasts_ns := keeper.promises.make(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
+        }
+
+    def _serve_all(self, ask: Ask, now_ns: int) -> list[Result | Forward]:
+        """What comes of a peer's checks; of the usual ones, of cost 1 and allowed, the short way: 0.5 us less."""
+        results: list[Result | Forward] = []
+        owner_of, node_id = self._router.ring.owner, self._router.node_id
+        grants: dict[str, Callable[[str], Grant | None] | None] = {}  # by rule
+        for check in ask.checks:
+            if check.cost == 1 and check.segment is None and check.op is Op.CHECK and owner_of(check.key) == node_id:
+                if check.rule not in grants:
+                    grants[check.rule] = self._router.shortcut.granter(check.rule, now_ns)
+                grant = grants[check.rule]
+                if grant is not None and (granted := grant(check.key)) is not None:
+                    (limit, window_s), remaining, reset_ns = granted
+                    results.append(Verdict(True, limit, remaining, reset_ns, 0, window_s))
+                    continue
+            results.append(self._serve(check, now_ns, helps=ask.helps))
+            if check.op is not Op.CHECK:
+                grants.clear()  # it may have set something aside
+        return results
+
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
         """Decide for a peer, or find out for it."""
         router = self._router
         owner = router.ring.owner(check.key)
         if owner == router.node_id:
-            if now_ns < router.keeper.free_until_ns and check.op is Op.CHECK and not router.engine.sync_rules:
+            if router.keeper.is_free_to(check, now_ns):
                 return router.engine.check(check, now_ns)
             return router.keeper.decide(check, now_ns, for_peer=True) or UNREACHABLE
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
-        forward = Forward(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
+        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
         return router.forward(owner, forward, now_ns) or forward

@@ -13,6 +13,8 @@ from limiter_node.core.model import Check
 from limiter_node.core.plan import turned_away
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from limiter_node.core.links import Forward
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 class Shortcut:
     """Decides, on a router's behalf, the checks that it would decide at once and allow, and sends off others' keys."""
 
-    __slots__ = ("_engine", "_held", "_keeper", "_router")
+    __slots__ = ("_engine", "_held", "_keeper", "_movable", "_router")
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._engine = router.engine
         self._held = router.engine.holds.tokens
         self._keeper = router.keeper
+        self._movable = router.keeper.promises.movable
 
     def check(self, rule_name: str, key: str, now_ns: int) -> Grant | Outcome | Forward | None:
         """Spend one token of the key, if that is all there is to it; None: nothing was done, ask the router.
@@ -44,8 +47,10 @@ class Shortcut:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
-        if (engine.entries.named and engine.entries.find(key) is not None) or (
-            self._held and (rule_name, key) in self._held
+        if (
+            (engine.entries.named and engine.entries.find(key) is not None)
+            or (self._held and (rule_name, key) in self._held)
+            or (self._movable and (rule_name, key) in self._movable)
         ):
             return None
         grant = rule.default.grant(key, now_ns)
@@ -57,4 +62,49 @@ class Shortcut:
                 return turned_away(rule.default, key, 1, retry_ns, now_ns)
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
+        return grant
+
+    def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | Outcome | Forward | None]:
+        """What does the same for many keys of a rule at one time; if nothing rare applies to any, in 0.15 us less."""
+        grant = self.granter(rule_name, now_ns)
+        if grant is None:
+            return lambda key: self.check(rule_name, key, now_ns)
+        if not self._engine.has_copies:
+            return grant  # there is no other node
+        router, owner_of, node_id = self._router, self._router.ring.owner, self._router.node_id
+
+        def check(key: str) -> Grant | Outcome | Forward | None:
+            owner = owner_of(key)
+            if owner == node_id:
+                return grant(key)
+            return router.pass_on(owner, Check(rule_name, key), now_ns)
+
+        return check
+
+    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
+        """What does the same for many of this node's own keys, if nothing rare applies to any."""
+        engine = self._engine
+        rule = engine.rules.get(rule_name)
+        if (
+            rule is None
+            or rule.gate is not None
+            or rule.rule.shadow
+            or now_ns >= self._keeper.free_until_ns
+            or engine.sync_rules
+            or engine.entries.named
+            or self._held
+            or self._movable
+        ):
+            return None
+        grant_to = rule.default.grant
+        if not engine.has_copies:
+            return lambda key: grant_to(key, now_ns)
+        changed = rule.changed
+
+        def grant(key: str) -> Grant | None:
+            granted = grant_to(key, now_ns)
+            if granted is not None:
+                changed.add(key)
+            return granted
+
         return grant

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock
+from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock, compact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +133,7 @@ class Table(Shards[int]):
     def put_spent(self, key: str, spent: int, now_ns: int) -> None:
         """Store a bucket that comes from elsewhere with `spent` units, which may exceed the capacity here."""
         self._young_ceiling = max(self._young_ceiling, spent)
-        self.put(key, self.clock.at(now_ns) + spent)
+        self.put(key, compact(self.clock.at(now_ns) + spent))
 
     def pop_spent(self, key: str, now_ns: int) -> int | None:
         """Remove the key and return the units it has spent (0: full again), or None when it was not stored."""

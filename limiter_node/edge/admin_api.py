@@ -23,6 +23,7 @@ from limiter_node.edge.answers import Problem, explanation_json, limit_document,
 from limiter_node.edge.fleet_feed import Feed, TooManyWatchers
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from limiter_node.core.engine import Engine
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 KEYS_PATH = "/v1/keys/"
 EXPLAIN_PATH = "/v1/explain/"
 
+PROMETHEUS_TEXT = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 PAGE_FILES = {
     "index.html": "text/html",
     "page.css": "text/css",
@@ -85,7 +87,17 @@ class AdminApi:
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; returns the address in use."""
-        app = web.Application(middlewares=[_problems])
+        runner = await self._set_up()
+        await web.TCPSite(runner, host, port).start()
+        address: tuple[str, int] = runner.addresses[0][:2]
+        return address
+
+    async def start_at(self, bound: socket.socket) -> None:
+        """Listen at a socket that is bound already."""
+        await web.SockSite(await self._set_up(), bound).start()
+
+    async def _set_up(self) -> web.AppRunner:
+        app = web.Application(middlewares=[problems_answered])
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -105,9 +117,7 @@ class AdminApi:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        address: tuple[str, int] = self._runner.addresses[0][:2]
-        return address
+        return self._runner
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
@@ -126,9 +136,7 @@ class AdminApi:
         raise Problem(503, f"the node is {why}", headers="Retry-After: 1\r\n")
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        return web.Response(body=self._metrics.text(), headers=PROMETHEUS_TEXT)
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self._node.describe())
@@ -247,7 +255,7 @@ def _good_key(key: str) -> str:
 
 
 @web.middleware
-async def _problems(
+async def problems_answered(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Everything that is no success is a problem document."""

@@ -245,7 +245,7 @@ class UsualAnswers:
 
     def result(self, grant: Grant) -> str:
         """As `verdict_json` has it."""
-        if grant == self._result_grant:
+        if grant is self._result_grant or grant == self._result_grant:
             return self._result
         self._result_grant = grant
         numbers, remaining, reset_ns = grant

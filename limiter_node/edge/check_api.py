@@ -16,7 +16,6 @@ from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, UnknownRule, Verdict
 from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import is_name
-from limiter_node.core.shortcut import Shortcut
 from limiter_node.edge.answers import (
     Problem,
     UsualAnswers,
@@ -41,6 +40,7 @@ from limiter_node.edge.requests import (
     decode_report,
     decoded,
     find_unplain,
+    is_plain_text,
     match_plain_get,
     named_in_report,
     parse_query,
@@ -52,6 +52,7 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -74,7 +75,8 @@ class CheckApi:
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
-        self.shortcut = Shortcut(router).check
+        self.shortcut = router.shortcut.check
+        self.lane = router.shortcut.lane
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -120,10 +122,12 @@ class CheckApi:
             if not picks.left:
                 self.tally.look(picks, usual.rule, key, request.now_ns)
             return usual.answer(outcome, request.date)
-        if outcome is None:
-            return self._check(Check(usual.rule, key), 429, request, slot)
-        check = outcome.check if type(outcome) is Forward else Check(usual.rule, key)
-        return self._tell(check, 429, request, slot, outcome)
+        if type(outcome) is Forward:
+            about = outcome.check, 429, request, "", request.now_ns
+            outcome.reply = partial(self._tell_plain_late, slot, usual, about)
+            return None
+        check = Check(usual.rule, key)
+        return self._tell(check, 429, request, slot, outcome or self.ask(check, request.now_ns))
 
     def _other_plain_get(self, text: str, request: HttpConnection, slot: Slot) -> bytes | bool | None:
         match = match_plain_get(text)
@@ -210,6 +214,19 @@ class CheckApi:
             return None
         return self._answer(about, LOCAL, outcome)
 
+    def _tell_plain_late(self, slot: Slot, usual: UsualAnswers, about: About, outcome: Outcome) -> None:
+        """As `_tell_late`, of a plain GET; a grant, which most get, is counted and told the short way: 0.3 us less."""
+        grant = usual_grant(outcome) if type(outcome) is Verdict and not self._engine.entries.named else None
+        if grant is None:
+            self._tell_late(slot, about, outcome)
+            return
+        usual.series.allowed += 1
+        picks = self.tally.allowed_picks
+        picks.left -= 1
+        if not picks.left:
+            self.tally.look(picks, usual.rule, about[0].key, about[4], FORWARDED)
+        slot.fill(usual.answer(grant, about[2].date))
+
     def _tell_late(self, slot: Slot, about: About, outcome: Outcome) -> None:
         slot.fill(self._answer(about, FORWARDED, outcome))
 
@@ -271,27 +288,39 @@ class _Batch:
 
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
-        api, now_ns, results = self._api, self._began_ns, self._results
-        shortcut, usual_of, picks = api.shortcut, api.usual.get, api.tally.allowed_picks
+        api, results, picks = self._api, self._results, self._api.tally.allowed_picks
+        lanes: dict[str, tuple[UsualAnswers | None, Callable[[str], Grant | Outcome | Forward | None]]] = {}
+        has_plain_keys = is_plain_text(self._request.body)
         for index, body in enumerate(self._bodies):
-            if type(body) is CheckBody and body.is_usual() and (usual := usual_of(body.rule)) is not None:
-                outcome = shortcut(body.rule, body.key, now_ns)
-                if isinstance(outcome, tuple):
-                    usual.series.allowed += 1
-                    picks.left -= 1
-                    if not picks.left:
-                        api.tally.look(picks, body.rule, body.key, now_ns)
-                    results[index] = usual.result(outcome)
-                    continue
-                if outcome is not None:
-                    self._take(index, to_check(body), outcome)
-                    continue
-            check = check_or_problem(body)
-            if isinstance(check, Problem):
-                self._put_problem(index, check)
-            else:
-                self._take(index, check, api.ask(check, now_ns))
+            if type(body) is CheckBody and (
+                body.cost == 1 and body.segment is msgspec.UNSET and 0 < len(body.key) <= 512
+                if has_plain_keys
+                else body.is_usual()
+            ):
+                if body.rule not in lanes:
+                    lanes[body.rule] = api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
+                usual, check = lanes[body.rule]
+                if usual is not None:
+                    outcome = check(body.key)
+                    if isinstance(outcome, tuple):
+                        usual.series.allowed += 1
+                        picks.left -= 1
+                        if not picks.left:
+                            api.tally.look(picks, body.rule, body.key, self._began_ns)
+                        results[index] = usual.result(outcome)
+                        continue
+                    if outcome is not None:
+                        self._take(index, to_check(body), outcome)
+                        continue
+            self._ask_one(index, body)
         return None if self._missing else self._answer()
+
+    def _ask_one(self, index: int, body: CheckBody | Problem) -> None:
+        check = check_or_problem(body)
+        if isinstance(check, Problem):
+            self._put_problem(index, check)
+        else:
+            self._take(index, check, self._api.ask(check, self._began_ns))
 
     def _take(self, index: int, check: Check, outcome: Outcome | Forward | Problem) -> None:
         if isinstance(outcome, Forward):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from limiter_node.edge.answers import Problem
     from limiter_node.edge.http import HttpConnection
@@ -27,8 +29,17 @@ class Server(Protocol):
     is_draining: bool
     date: str  # the Date header line
 
-    def was_read(self, connection: HttpConnection, data: bytes) -> None:
-        """Have the connection `process` the data, and write or `flush`, later in this pass of the loop."""
+    def has_room(self) -> bool:
+        """Whether another connection may stay."""
+
+    def was_read(self, connection: HttpConnection) -> None:
+        """Have the connection `process` its input, and write or `flush`, soon."""
+
+    def was_much_read(self, connection: HttpConnection) -> None:
+        """As `was_read`, of input that may take long."""
+
+    def fell_behind(self, connection: HttpConnection) -> None:
+        """Have the connection `catch_up` once it has processed its input: until then it reads no more."""
 
     def was_answered(self, connection: HttpConnection) -> None:
         """Have the connection `flush`, later in this pass of the loop."""
@@ -37,17 +48,21 @@ class Server(Protocol):
         """The answer to what is no good; counts it."""
 
 
-class Slot:
+class Waiting(Protocol):
+    """A connection that waits for an answer."""
+
+    def was_answered(self) -> None:
+        """Have the answers written that can be."""
+
+
+class Slot(msgspec.Struct, eq=False):
     """The place, in the order of a connection's answers, of one that is not there yet."""
 
-    __slots__ = ("_connection", "answer", "closes")
-
-    def __init__(self, connection: HttpConnection) -> None:
-        self._connection = connection
-        self.answer: bytes | None = None
-        self.closes = False
+    connection: Waiting
+    answer: bytes | None = None
+    closes: bool = False
 
     def fill(self, answer: bytes) -> None:
         """Bring the answer; it leaves as soon as all earlier ones have."""
         self.answer = answer
-        self._connection.was_answered()
+        self.connection.was_answered()

@@ -10,7 +10,6 @@ below.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -22,9 +21,10 @@ from limiter_node import clock
 from limiter_node.edge import limits
 from limiter_node.edge.answers import Problem
 from limiter_node.edge.exchange import Slot
+from limiter_node.edge.intake import Intake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from limiter_node.edge.exchange import Server
 
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 _WHOLE_GET = re.compile(rb"GET \S+( HTTP/1\.1\r\n.+)", re.DOTALL)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(Intake):
     """One client connection. The attributes without underscore are the request being handled."""
 
     def __init__(self, server: Server) -> None:
@@ -44,18 +44,14 @@ class HttpConnection(asyncio.Protocol):
         self.request_id: bytes | None = None  # the header X-Request-Id
         self.body = b""
         self.connection_header = ""  # the header line that the answer has to carry
-        self._server = server
+        super().__init__(server)
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self.write: Callable[[bytes], None]
         self._queue: deque[Slot] = deque()  # answers that wait, or wait behind one that does
         self._spare = Slot(self)
         self._out: list[bytes] = []
         self._began_ns = 0  # when the unfinished request began; 0 between requests
         self._last_ns = clock.now_ns()
-        self._unread_ns = 0  # since when the client does not read; 0 while it does
         self._is_closing = False
-        self._is_full = False  # reading pauses until enough of the queue has left
         self._is_ended = False  # the client has closed its side
         self._in_head = False
         self._ended = 0  # requests parsed to their end so far
@@ -83,40 +79,34 @@ class HttpConnection(asyncio.Protocol):
         return self._server.date
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self.write = self._transport.write
-        self._server.connections.add(self)
+        super().connection_made(transport)
+        if self._server.has_room():
+            self._server.connections.add(self)
+        else:
+            problem = Problem(503, "the node has as many connections as it can", headers="Retry-After: 1\r\n")
+            self._is_closing = True
+            self.write(self._server.problem_answer(problem, "Connection: close\r\n"))
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
         self._queue.clear()
         self._server.connections.discard(self)
 
-    def pause_writing(self) -> None:
-        self._unread_ns = clock.now_ns()
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._unread_ns = 0
-        self._resume()
-
-    def data_received(self, data: bytes) -> None:
-        if len(data) > limits.READ_BYTES_LONG:
-            self._transport.pause_reading()  # until it has been handled: the loop would read 32 of these in a row
-        self._server.was_read(self, data)
-
     def eof_received(self) -> bool:
-        # The reads before it are answered later in this pass, some answers come from other nodes: stay until then.
+        # The reads before it are answered later, some answers come from other nodes: stay until then.
         self._is_ended = True
+        self._known_tail = b""  # the short way would not end the connection
         self._server.was_answered(self)
         return True
 
-    def process(self, data: bytes, now_ns: int) -> bytes | None:
+    def process(self, now_ns: int) -> bytes | None:
         """Answer what was read: with the bytes to be written, or else (None) by `flush`.
 
         To return them saves the way through the queue of answers, a twentieth of a check's time. Empty: nothing yet.
         """
         self.now_ns = self._last_ns = now_ns
+        data, self._input = self._input, b""
         # Clients and balancers that keep a connection send the same headers again and again. The parser has found them
         # good once, so only the target is new: this saves a quarter of a check's time.
         target = data.removesuffix(self._known_tail)
@@ -126,8 +116,6 @@ class HttpConnection(asyncio.Protocol):
                 return answer
         if not self._is_closing:
             self._parse(data)
-        if len(data) > limits.READ_BYTES_LONG:
-            self._resume()
         self._pause_if_full()
         return None
 
@@ -157,6 +145,9 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _parse(self, data: bytes) -> None:
+        if len(data) > limits.PIECE_BYTES_MAX:
+            self._input, data = data[limits.PIECE_BYTES_MAX :], data[: limits.PIECE_BYTES_MAX]
+            self._server.was_much_read(self)
         ended, is_whole = self._ended, not self._began_ns
         rest = data
         while rest and not self._is_closing:
@@ -165,7 +156,7 @@ class HttpConnection(asyncio.Protocol):
             if self._ended == ended:  # else part of the bytes were requests before this one
                 self._raw_bytes += len(data)
             self._refuse_endless()
-        elif is_whole and self._ended == ended + 1 and not self.body and not self._is_closing:
+        elif is_whole and self._ended == ended + 1 and not (self.body or self._is_closing or self._is_ended):
             match = _WHOLE_GET.fullmatch(data)
             self._known_tail = match[1] if match else b""
 
@@ -365,7 +356,7 @@ class HttpConnection(asyncio.Protocol):
             out.clear()
         if closes:
             self._finish()
-        elif self._is_ended and not queue:
+        elif self._is_ended and not (queue or self._input):
             self._transport.close()
         elif self._is_full and not self._is_closing and len(queue) <= limits.PIPELINE_MAX // 2:
             self._is_full = False
@@ -381,7 +372,7 @@ class HttpConnection(asyncio.Protocol):
 
     def is_busy(self) -> bool:
         """Whether a request is under way."""
-        return bool(self._began_ns or self._queue)
+        return bool(self._began_ns or self._queue or self._input)
 
     def close(self) -> None:
         """Close once what is written has left."""
@@ -397,7 +388,3 @@ class HttpConnection(asyncio.Protocol):
                 self.write(slot.answer)
                 return
         self._server.was_answered(self)
-
-    def _resume(self) -> None:
-        if not self._unread_ns and not self._transport.is_closing() and not self._transport.is_reading():
-            self._transport.resume_reading()

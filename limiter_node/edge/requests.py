@@ -146,6 +146,14 @@ _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _FIELD_IN_ERROR = re.compile(r"(?:field `(.*?)`|`\$\S*\.(\w+)\S*`)(?: - at `.*`)?$", re.DOTALL)
 
 
+def is_plain_text(body: bytes) -> bool:
+    """Whether a JSON body has only ASCII and no escapes, so that all its strings can be printed.
+
+    JSON has no control characters in strings but DEL, and those that are escaped.
+    """
+    return body.isascii() and b"\\" not in body and b"\x7f" not in body
+
+
 def bad_field(field: str, what: str) -> Problem:
     """The problem of one field."""
     return Problem(400, f"{field}: {what}; allowed: {ALLOWED[field]}")

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from itertools import count
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Member
 from limiter_node.core.ring import Ring
@@ -19,6 +19,7 @@ from tests.chaos.cases import ARGS, addresses, spend
 from tests.etcd_process import EtcdProcess
 from tests.fleet import Fleet, daily
 from tests.harness import HttpClient
+from tests.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ SETTLED_MAX_S = 16 * PEER_TIMEOUT_S
 up to 4 each."""
 
 
-class Callers:
+class Callers(Threads):
     """Threads that ask nodes in turn for one atomic batch after another; `begun` and `granted` are batches' keys."""
 
     def __init__(self, nodes: Sequence[str], keys: Iterator[tuple[str, ...]]) -> None:
@@ -43,25 +44,14 @@ class Callers:
         self._nodes = list(nodes)
         self._keys = keys
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(CALLERS)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(15.0)
+        super().__init__(self._run, range(CALLERS))
 
     def _run(self, number: int) -> None:
         address = self._nodes[number % len(self._nodes)]
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             with HttpClient(address, 5.0) as client:
                 try:
-                    while not self._stop.is_set():
+                    while not self.stop.is_set():
                         self._ask(client)
                 except (OSError, http.client.HTTPException):
                     time.sleep(0.02)  # the node is dead

@@ -11,12 +11,13 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tests.chaos.load import Load
 from tests.etcd_process import EtcdProcess, etcd_cluster
 from tests.fleet import Fleet, daily, members_of
 from tests.harness import HttpClient, NginxProcess, NodeProcess, eventually, get_json
+from tests.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -314,24 +315,13 @@ def joined(report: Report, options: Options) -> None:
     report.require(not any(extra.values()), f"counts not kept: {Counter(extra.values())}")
 
 
-class StallProbe:
+class StallProbe(Threads):
     """Asks each node, often, for what takes its event loop no time: a long answer is a loop that stood still."""
 
     def __init__(self, nodes: Sequence[NodeProcess]) -> None:
         self._began_s = time.monotonic()
         self._took_s: list[tuple[float, float]] = []  # when asked, since the start, and for how long
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(node.admin,)) for node in nodes]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(15.0)
+        super().__init__(self._run, [node.admin for node in nodes])
 
     def longest_s(self, since_s: float) -> float:
         """The longest answer from that time on."""
@@ -339,7 +329,7 @@ class StallProbe:
 
     def _run(self, admin: str) -> None:
         with HttpClient(admin) as client:
-            while not self._stop.wait(0.02):
+            while not self.stop.wait(0.02):
                 asked_s = time.monotonic()
                 client.request("GET", "/healthz")
                 self._took_s.append((asked_s - self._began_s, time.monotonic() - asked_s))

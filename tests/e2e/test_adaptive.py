@@ -19,6 +19,7 @@ from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet, metric, say
 from tests.harness import Answer, HttpClient, NodeProcess, check, eventually, get_json, request, split_address
 from tests.relay import Relay
+from tests.threads import Threads
 
 GOOD = ((50, 200),)
 BAD = ((2000, 200), (2000, 500), (2000, 200))
@@ -59,21 +60,19 @@ def multipliers(fleet: Fleet, name: str = "orders") -> list[float]:
     return [backend_at(node, name)["multiplier"] for node in fleet.running]
 
 
-class Callers:
+class Callers(Threads):
     """Callers of a backend: ten checks every 50 ms, in turn at these nodes, and an outcome for each that is allowed."""
 
     def __init__(self, nodes: list[NodeProcess], backend: str = "orders") -> None:
         self.outcomes: tuple[tuple[int, int], ...] | None = GOOD
         self.checked = 0
-        self._nodes = nodes
         self._backend = backend
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="callers")
+        super().__init__(self._run, [nodes])
 
-    def _run(self) -> None:
-        clients = [HttpClient(node.http, 10.0) for node in self._nodes]
+    def _run(self, nodes: list[NodeProcess]) -> None:
+        clients = [HttpClient(node.http, 10.0) for node in nodes]
         turn = 0
-        while not self._stop.wait(PACE_S):
+        while not self.stop.wait(PACE_S):
             client = clients[turn % len(clients)]
             turn += 1
             outcomes = []
@@ -88,14 +87,6 @@ class Callers:
                 assert answer.status == 202
         for client in clients:
             client.close()
-
-    def __enter__(self) -> "Callers":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def report_of(backend: str, outcomes: list[dict[str, Any]]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from tests.browser import Browser, Page
 from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet
 from tests.harness import HttpClient, NodeProcess, RawConnection, eventually, get_json, request
+from tests.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,31 +117,21 @@ def test_the_page_is_made_of_files_of_this_node_only(fleet: Fleet) -> None:
         assert request(fleet.nodes[0].admin, "GET", f"/dashboard/{name}").status == 404
 
 
-class Traffic:
+class Traffic(Threads):
     """Checks and reports at the first and the last node, until the end of the context."""
 
     def __init__(self, fleet: Fleet) -> None:
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(node,)) for node in fleet.nodes[::2]]
+        super().__init__(self._send, fleet.nodes[::2])
 
     def _send(self, node: NodeProcess) -> None:
         report = json.dumps({"backend": "orders", "outcomes": [{"latency_ms": 12.5, "status": 200, "count": 20}]})
         with HttpClient(node.http) as client:
-            while not self._over.wait(0.02):
+            while not self.stop.wait(0.02):
                 for key in ("hot", "warm", HOSTILE):
                     client.check("api", key)
                 client.check("api", "alice", segment="premium")
                 client.check("guarded", "bob")
                 client.request("POST", "/v1/report", report)
-
-    def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
 
 
 async def shoot(page: Page, name: str) -> None:

@@ -345,3 +345,23 @@ def test_an_atomic_batch_over_three_owners_takes_all_or_nothing_and_a_refund_giv
     assert (refunded["refunded"], refunded["remaining"]) == (2, 7)
     assert ask(2, (1, 1, 6)) == (True, [(6, None), (5, None), (1, None)])
     eventually(lambda: lefts(0) == [6, 5, 1], what="all of it spent")
+
+
+# Denials at the edge
+
+
+def test_a_client_that_hammers_a_node_is_denied_there_and_granted_once_tokens_are_back(fleet: Fleet) -> None:
+    fleet.put("rules/hammered", daily(3))
+    asked, owner, other = fleet.nodes
+    (key,) = fleet.owned_by(owner, 1, "hammered")
+    assert check(owner, "hammered", key, cost=3).status == 200
+    denied = all_at_once([(asked.http, [get_check("hammered", key)] * 200)] * 4)
+    assert {(reply.status, reply.body["remaining"], reply.body["degraded"]) for reply in denied} == {(429, 0, False)}
+    waits = [reply.body["retry_after"] for reply in denied]
+    assert 86_400 - 60 < min(waits) <= max(waits) <= 86_400
+    assert metric(asked, "limiter_edge_denials_total") >= 400
+    refunded = request(other.http, "POST", "/v1/refund", json.dumps({"rule": "hammered", "key": key, "cost": 2})).body
+    assert refunded["refunded"] == 2
+    assert [check(node, "hammered", key).status for node in (asked, other, asked)] == [200, 200, 429]
+    assert request(other.admin, "DELETE", key_path("hammered", key)).status == 204
+    assert check(asked, "hammered", key).body["remaining"] == 2

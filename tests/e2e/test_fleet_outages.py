@@ -21,6 +21,7 @@ import pytest
 from tests.etcd_process import EtcdProcess
 from tests.fleet import Fleet, daily, members_of, remaining, say
 from tests.harness import RETRIES, Answer, HttpClient, NginxProcess, NodeProcess, check, eventually, get_json, request
+from tests.threads import Threads
 
 LEASE_TTL_S = 2  # with the flags of tests.etcd_process etcd grants leases from 1 s on
 LAPSE_GRACE_S = 1
@@ -69,27 +70,18 @@ class Spender:
             self.failure = failure
 
 
-class Load:
+class Load(Threads):
     """Keeps asking until the context is left; then no check may have failed or been degraded."""
 
     def __init__(self, addresses: Sequence[str], keys: Sequence[str], pause_s: float = 0.02) -> None:
         self.spenders = [Spender(key) for key in keys]
-        self._stop = threading.Event()
         self._began = time.monotonic()
-        self._threads = [
-            threading.Thread(target=spender.run, args=(addresses, self._stop, pause_s)) for spender in self.spenders
-        ]
+        super().__init__(lambda spender: spender.run(addresses, self.stop, pause_s), self.spenders)
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        super().__enter__()
         eventually(lambda: all(len(spender.answers) > 3 for spender in self.spenders), what="load on every key")
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(15.0)
 
     def see_no_failure(self) -> None:
         """Every check was answered 200, by the key's owner, in less than a second."""

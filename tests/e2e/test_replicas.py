@@ -4,7 +4,6 @@ Buckets hardly refill while a test runs, so every number is exact.
 """
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import pytest
 from tests.etcd_process import EtcdProcess
 from tests.fleet import Fleet, daily, remaining, say
 from tests.harness import RETRIES, HttpClient, NginxProcess, NodeProcess, check, eventually, key_path, request
+from tests.threads import Threads
 
 LEASE_TTL_S = 5
 # Silence is told after 0.8 x 250 ms: longer than a busy test machine's hiccups.
@@ -36,30 +36,23 @@ def fleet(etcd: EtcdProcess, request: pytest.FixtureRequest) -> Iterator[Fleet]:
         yield running
 
 
-class Spender:
+class Spender(Threads):
     """Threads that spend one key through several nodes as fast as they can, until it is empty or time is up."""
 
     def __init__(self, rule: str, key: str, addresses: Sequence[str]) -> None:
         self.granted_s: list[float] = []  # when each token was granted, on the monotonic clock
         self.failed: list[int] = []
         self._target = "/v1/check?" + urlencode({"rule": rule, "key": key})
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(address,)) for address in addresses]
+        super().__init__(self._run, addresses)
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        super().__enter__()
         eventually(lambda: len(self.granted_s) > 20, what="some grants")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(15.0)
-
     def _run(self, address: str) -> None:
         with HttpClient(address, 5.0) as client:
-            while not self._stop.wait(0.001):
+            while not self.stop.wait(0.001):
                 answer = client.request("GET", self._target)
                 if answer.status == 200:
                     self.granted_s.append(time.monotonic())

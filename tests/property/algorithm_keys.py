@@ -42,6 +42,13 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Charge:
+    """What was granted elsewhere, or before, counts whether it fits or not."""
+
+    cost: int
+
+
+@dataclass(frozen=True)
 class Refund:
     """Some of it is given back."""
 
@@ -65,7 +72,7 @@ class Move:
     clock_ns: int
 
 
-Event = Wait | Ask | Refund | Numbers | Move
+Event = Wait | Ask | Charge | Refund | Numbers | Move
 
 
 def of_each(test: Callable[..., None]) -> Callable[..., None]:
@@ -80,6 +87,7 @@ waits = st.builds(
     Wait, st.one_of(st.integers(0, 8), st.integers(0, 30)), st.booleans(), st.sampled_from([0, 0, -1, 1, 12_345])
 )
 asks = st.builds(Ask, st.one_of(st.integers(0, 3), st.integers(0, 14)))
+charges = st.builds(Charge, st.integers(1, 14))
 refunds = st.builds(Refund, st.integers(0, 14))
 numbers = st.builds(Numbers, few, few, st.sampled_from([PPM, PPM // 2]), st.sampled_from([1, 2]))
 moves = st.builds(Move, st.sampled_from([0, -NOW_NS, 10**15]))
@@ -136,6 +144,8 @@ class Key:
                 decision = self.decide(cost)
                 self.state = decision.state
                 return decision
+            case Charge(cost):
+                self.state = self.algorithm.charge(self.state, cost, now_ns)
             case Refund(cost):
                 self.state = self.algorithm.refund(self.state, cost, now_ns)
             case Numbers(count, burst, ppm, parts):
@@ -161,4 +171,4 @@ def with_numbers(limit: Limit, count: int, burst: int) -> Limit:
     )
 
 
-all_events = traces(waits, waits, asks, asks, asks, refunds, numbers, moves)
+all_events = traces(waits, waits, asks, asks, asks, charges, refunds, numbers, moves)

@@ -17,6 +17,7 @@ from tests.property.algorithm_keys import (
     NOW_NS,
     WALL_NS,
     Ask,
+    Charge,
     Event,
     Key,
     Numbers,
@@ -53,6 +54,8 @@ def test_it_grants_what_its_twin_says_is_left(algorithm: str, data: st.DataObjec
                     twin.spend(cost, now_ns)
                     left = capacity(key.limit, key.ppm, key.parts) - twin.counted(now_ns)
                 assert decision.remaining == max(0, floor(left))
+            case Charge(cost):
+                twin.spend(cost, now_ns)
             case Refund(cost):
                 twin.give_back(cost, now_ns)
             case Numbers(_, _, ppm, parts):

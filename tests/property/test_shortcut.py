@@ -24,17 +24,18 @@ numbers = st.fixed_dictionaries(
     {"rate": st.sampled_from(["1/s", "3/s", "100/m", "10/7s", "1/366d"]), "burst": st.integers(1, 5)}
 )
 documents = st.builds(
-    lambda limits, segments, shadow, durability: {
+    lambda limits, segments, shadow, durability, backend: {
         **limits,
+        **backend,
         "segments": segments,
         "shadow": shadow,
-        "backend": "orders",
         "durability": durability,
     },
     numbers,
     st.sampled_from([{}, {"free": {"rate": "1/s", "burst": 2}}]),
     st.sampled_from([False, False, True]),
     st.sampled_from(["async", "async", "sync"]),
+    st.sampled_from([{"backend": "orders"}, {}]),
 )
 NAMES = [*KEYS, "k*", "k?", "*0", "?1"]
 entries = st.sampled_from([None, {}, {"segment": "free"}, {"rules": {"api": {"rate": "2/s", "burst": 3}}}])
@@ -63,7 +64,17 @@ def router(*, buckets_max: int = 1_000) -> Router:
     return node
 
 
-def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], now_ns: int) -> Verdict | None:
+class Lanes:
+    """A shortcut of which a lane is asked for with every check."""
+
+    def __init__(self, node: Router) -> None:
+        self._shortcut = Shortcut(node)
+
+    def check(self, rule_name: str, key: str, now_ns: int) -> Any:
+        return self._shortcut.lane(rule_name, now_ns)(key)
+
+
+def play(node: Router, shortcut: Shortcut | Lanes | None, event: tuple[str, Any, Any], now_ns: int) -> Verdict | None:
     """Do what the event says; returns the verdict of a check."""
     engine = node.engine
     match event:
@@ -95,10 +106,13 @@ def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], n
     return None
 
 
-@given(documents, st.lists(events, max_size=60))
-def test_the_short_way_comes_to_what_the_long_one_does(document: dict[str, Any], trace: list[Any]) -> None:
+@pytest.mark.parametrize("way", [Shortcut, Lanes])
+@given(document=documents, trace=st.lists(events, max_size=60))
+def test_the_short_way_comes_to_what_the_long_one_does(
+    way: type[Shortcut | Lanes], document: dict[str, Any], trace: list[Any]
+) -> None:
     short, long = router(), router()
-    shortcut = Shortcut(short)
+    shortcut = way(short)
     now_ns = 0
     for node in (short, long):
         play(node, None, ("rule", None, document), now_ns)
@@ -131,6 +145,20 @@ def test_the_short_way_is_taken_by_keys_new_young_and_old(node: Router) -> None:
     plan.table.rotate(3 * S)
     assert shortcut.check("api", "k", 3 * S) == ((3, 3), 2, S)
     assert node.engine.buckets == 1
+
+
+def test_a_lane_goes_on_where_the_one_before_it_ended(node: Router) -> None:
+    shortcut = Shortcut(node)
+    lane = shortcut.lane("api", 0)
+    assert [lane("k") for _ in range(4)] == [((3, 3), 2, S), ((3, 3), 1, 2 * S), ((3, 3), 0, 3 * S), None]
+    node.engine.has_copies = True
+    lane = shortcut.lane("api", 0)
+    assert lane("l")
+    assert lane("k") is None
+    assert node.engine.take_changed() == [("api", "l")]
+    node.ring = Ring(2, {"b": member("b")})
+    assert shortcut.lane("api", 0)("m") == node.check(Check("api", "n"), 0)
+    assert shortcut.lane("none", 0)("m") is None
 
 
 def test_a_denial_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:

@@ -116,5 +116,8 @@ class Clients:
             op = Op.INSPECT
         elif dice < load.inspect_share + load.forget_share:
             op = Op.FORGET
+        elif dice > 1 - load.refund_share:
+            op = Op.REFUND
         rule, key = rng.choice(load.rules), rng.choice(load.keys)
-        return Check(rule, key, rng.choice(load.costs), rng.choice(load.segments), op)
+        cost, segment = rng.choice(load.costs), rng.choice(load.segments)
+        return Check(rule, key, cost, None if op is Op.REFUND else segment, op)

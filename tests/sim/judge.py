@@ -1,8 +1,9 @@
 """The judge: what a fleet promises, checked at every step; a broken promise ends the run.
 
 Safety, always: a node decides as owner only for keys that its ring gives to it; no key is granted more than its numbers
-allow, and none is denied while they allow it; a node that decides alone stays within its share 1/N; what callers get
-was decided by somebody; every check gets exactly one outcome, in time, on every node that lives.
+allow, and none is denied while they allow it, by its owner or by whom the owner has promised that; a node that decides
+alone stays within its share 1/N; what callers get was decided by somebody; every check gets exactly one outcome, in
+time, on every node that lives.
 Liveness, once the faults have ended and the fleet has had time to settle: every check is decided by its owner; all
 nodes agree on the ring, on the rules and on what is wrong with them; nothing waits anywhere.
 """
@@ -14,7 +15,19 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.errors import BadRule
 from limiter_node.core.links import LinkState
-from limiter_node.core.model import Bucket, Check, Forgotten, Op, Outcome, UnknownRule, Unreachable, Verdict
+from limiter_node.core.model import (
+    NEVER,
+    Bucket,
+    Check,
+    Forgotten,
+    Op,
+    Outcome,
+    Refunded,
+    UnknownRule,
+    Unreachable,
+    Verdict,
+)
+from limiter_node.core.promises import longest_ns
 from limiter_node.core.rules import decode_json, parse_rule
 from tests.sim.batches import Batches, is_set_aside
 from tests.sim.ledger import Ledger
@@ -36,7 +49,11 @@ OUTCOMES: dict[Op, tuple[type, ...]] = {
     Op.CHECK: (Verdict, UnknownRule),
     Op.INSPECT: (Bucket, UnknownRule, Unreachable),
     Op.FORGET: (Forgotten, Unreachable),
+    Op.REFUND: (Refunded, UnknownRule, Unreachable),
 }
+
+PROMISED_NS = longest_ns(PEER_TIMEOUT_NS) + NS_PER_MS
+"""Longest time from an owner's denial to the last one that goes by it, and a millisecond for clocks that run slow."""
 
 
 class Violation(AssertionError):
@@ -72,6 +89,7 @@ class Judge:
         self._open: dict[Ticket, None] = {}
         # Verdicts made and not yet delivered; those of asks whose answer was lost stay.
         self._made: Counter[tuple[Check, Verdict]] = Counter()
+        self._denied_ns: dict[Check, int] = {}  # when an owner last denied it
 
     # What nodes do (node.Witness).
 
@@ -103,7 +121,9 @@ class Judge:
             raise self._broken(node, check, "an owner's verdict is degraded")
         if is_set_aside(check, verdict):
             self.batches.reserved(check)
-        elif verdict.allowed and verdict.would_allow is not False:
+        elif not verdict.allowed:
+            self._denied_ns[check] = self._world.now_ns
+        elif verdict.would_allow is not False:
             self.granted[check.rule, check.key] += check.cost
         if wrong := self.ledger.settle(node, check, verdict):
             raise self._broken(node, check, wrong)
@@ -129,8 +149,24 @@ class Judge:
         if wrong:
             raise self._broken(node, check, f"alone: {wrong}")
 
+    def denied_at_edge(self, node: SimNode, check: Check, verdict: Verdict) -> None:
+        self._made[check, verdict] += 1
+        self.outcomes["denied at the edge"] += 1
+        age_ns = self._world.now_ns - self._denied_ns.get(check, -PROMISED_NS)
+        wrong = self.ledger.judge_denial(node, check, PROMISED_NS)
+        if age_ns > PROMISED_NS:
+            wrong = f"by a promise that is {age_ns / NS_PER_MS} ms old"
+        elif verdict.remaining or (verdict.retry_ns <= 0 and verdict.retry_ns != NEVER):
+            wrong = f"says {verdict}"
+        if wrong:
+            raise self._broken(node, check, f"denied at the edge: {wrong}")
+
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         self.ledger.forgot(node, rule, key)
+
+    def refunded(self, node: SimNode, check: Check) -> None:
+        if self.ledger.knows(node, check.rule):
+            self.ledger.refunded(node, check)
 
     def ended(self, node: SimNode, check: Check, tokens: int) -> None:
         if not self.ledger.knows(node, check.rule):

@@ -9,9 +9,10 @@ It keeps the books and judges nothing but single decisions: `settle` says what i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from limiter_node.core.model import Op
+from limiter_node.core.model import Bucket, Op
 from tests.sim.documents import OWN, Documents
 from tests.sim.meter import TOLERANCE, UNIT, Meter, Numbers
 
@@ -138,7 +139,8 @@ class Ledger:
         self._learned_ns: dict[str, int] = {}  # by node: when it last took a change, in true time
         self._documents: dict[str, Documents] = {}  # by node
         self._accounts: dict[tuple[str, str], Account] = {}  # by rule and key
-        self._forgotten: dict[tuple[str, str], SimNode] = {}  # by whom; a copy may be there that does not know of it
+        # By whom; a copy may be there that does not know of it.
+        self._forgotten: dict[tuple[str, str], set[SimNode]] = defaultdict(set)
         self._shares: dict[tuple[str, str, str, str], Account] = {}  # by node, rule, key and place
         # Into how many parts a node divides a plan: by node, rule, place and, for numbers of its own, key.
         self._parts: dict[tuple[str, str, str, str | None], int] = {}
@@ -189,8 +191,7 @@ class Ledger:
 
     def _is_being_forgotten(self, rule: str, key: str) -> bool:
         """Whether another holder of the bucket is still to be told of a deletion."""
-        node = self._forgotten.get((rule, key))
-        return node is not None and ((rule, key), True) in _on_their_way(node)
+        return any(((rule, key), True) in _on_their_way(node) for node in self._forgotten.get((rule, key), ()))
 
     def _has_holder(self, account: Account, node: SimNode) -> bool:
         """Whether another node than this one has the bucket, and can be reached."""
@@ -250,10 +251,39 @@ class Ledger:
 
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The bucket is full again."""
-        if self._accounts.pop((rule, key), None) is not None:
-            self._forgotten[rule, key] = node
+        self._accounts.pop((rule, key), None)
+        self._forgotten[rule, key].add(node)
         for mark in [mark for mark in self._shares if mark[:3] == (node.name, rule, key)]:
             del self._shares[mark]
+
+    def refunded(self, node: SimNode, check: Check) -> None:
+        """So many tokens are given back, if they were spent."""
+        account = self._account(node, check)
+        account.meter.level = max(0, account.meter.level - check.cost * UNIT)
+        self._forgotten[check.rule, check.key].add(node)
+
+    def judge_denial(self, node: SimNode, check: Check, promised_ns: int) -> str | None:
+        """What is wrong with a denial that the owner has promised to the node, or None.
+
+        Nothing is while people may have changed the numbers after the promise, and when whoever made it is gone.
+        """
+        now_ns = node.world.now_ns
+        if any(now_ns - learned_ns <= promised_ns for learned_ns in self._learned_ns.values()):
+            return None
+        owner = self._nodes.get(node.router.ring.owner(check.key) or "")
+        if owner is None or not owner.is_alive or owner.is_frozen or owner.router.ring != node.router.ring:
+            return None
+        stands = owner.engine.inspect(check.rule, check.key, owner.now_ns)
+        if isinstance(stands, Bucket) and stands.remaining:
+            return f"{stands.remaining} are left at {owner.name}"
+        account = self._accounts.get((check.rule, check.key))
+        if account is None:
+            return "nothing is spent"
+        if account.is_moved or not account.is_held_by(owner):
+            return None
+        account.advance(self._numbers(account))
+        free = self._numbers(account).capacity - account.held_tokens * UNIT
+        return f"{account.meter.left(free, 0)} are left" if account.meter.fits(1, free, -TOLERANCE) else None
 
     def settle(self, node: SimNode, check: Check, verdict: Verdict) -> str | None:
         """Book an owner's decision."""
@@ -419,6 +449,8 @@ def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str
 
 def _take(account: Account, check: Check, capacity: int) -> None:
     """Spend the cost, or set it aside."""
+    # Whatever is spent by other numbers may leave what is set aside no room within its own.
+    account.held = {hold: (tokens, max(capacity, before)) for hold, (tokens, before) in account.held.items()}
     if check.op is Op.RESERVE:
         assert check.hold is not None
         account.held[check.hold] = check.cost, capacity

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.cluster.membership import Membership, NodeDoc, encode_node
 from limiter_node.control.rulebook import RuleBook
+from limiter_node.core.denials import Denials
 from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
+from limiter_node.core.model import Check, Op, Verdict
 from limiter_node.core.reservations import Reservations
 from limiter_node.core.router import Router
+from limiter_node.core.shortcut import Shortcut
 from tests.sim.etcd import SimEtcd, SimSession
 from tests.sim.links import AnsweringEnd, SimLink
 from tests.sim.world import NS_PER_MS, NS_PER_S, Event
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.links import Carrier, Link
-    from limiter_node.core.model import Check, UnknownRule, Verdict
+    from limiter_node.core.model import UnknownRule
+    from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
     from tests.sim.clock import SimClock
     from tests.sim.network import Network, Side
@@ -71,8 +75,14 @@ class Witness(Protocol):
     def decided_alone(self, node: SimNode, check: Check, parts: int, verdict: Verdict | UnknownRule) -> None:
         """The node decided because the owner could not be asked."""
 
+    def denied_at_edge(self, node: SimNode, check: Check, verdict: Verdict) -> None:
+        """The node denied what the owner of the key had promised to deny."""
+
     def forgot(self, node: SimNode, rule: str, key: str) -> None:
         """The node made a bucket full again."""
+
+    def refunded(self, node: SimNode, check: Check) -> None:
+        """The node gave tokens back."""
 
     def ended(self, node: SimNode, check: Check, tokens: int) -> None:
         """The node spent, or gave back, so many tokens that were set aside for a batch; 0 when nothing was any more."""
@@ -106,6 +116,20 @@ class WatchedReservations(Reservations):
         return stands
 
 
+class WatchedDenials(Denials):
+    """What is denied in an owner's place, told to the witness."""
+
+    def __init__(self, engine: WatchedEngine) -> None:
+        super().__init__(engine)
+        self._watched = engine
+
+    def find(self, check: Check, now_ns: int) -> Verdict | None:
+        verdict = super().find(check, now_ns)
+        if verdict is not None:
+            self._watched.witness.denied_at_edge(self._watched.node, check, verdict)
+        return verdict
+
+
 class WatchedEngine(Engine):
     """The engine, with every decision told to the witness."""
 
@@ -115,6 +139,7 @@ class WatchedEngine(Engine):
     def __init__(self, *, buckets_max: int) -> None:
         super().__init__(buckets_max=buckets_max)
         self.reservations = WatchedReservations(self)
+        self.denials = WatchedDenials(self)
 
     def check(self, check: Check, now_ns: int) -> Verdict | UnknownRule:
         self.witness.decides(self.node, check)
@@ -131,6 +156,36 @@ class WatchedEngine(Engine):
         known = super().forget(rule_name, key, now_ns)
         self.witness.forgot(self.node, rule_name, key)
         return known
+
+    def refund(self, rule_name: str, key: str, cost: int, now_ns: int) -> int:
+        tokens = super().refund(rule_name, key, cost, now_ns)
+        self.witness.refunded(self.node, Check(rule_name, key, cost, op=Op.REFUND))
+        return tokens
+
+
+class WatchedShortcut(Shortcut):
+    """The short way of peers' checks, told to the witness."""
+
+    def __init__(self, router: Router, node: SimNode, witness: Witness) -> None:
+        super().__init__(router)
+        self._node = node
+        self._witness = witness
+
+    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
+        grant_to = super().granter(rule_name, now_ns)
+        if grant_to is None:
+            return None
+
+        def grant(key: str) -> Grant | None:
+            check = Check(rule_name, key)
+            self._witness.decides(self._node, check)
+            granted = grant_to(key)
+            if granted is not None:
+                (limit, window_s), remaining, reset_ns = granted
+                self._witness.decided(self._node, check, Verdict(True, limit, remaining, reset_ns, 0, window_s))
+            return granted
+
+        return grant
 
 
 def watched(engine_class: type[Engine]) -> type[WatchedEngine]:
@@ -260,6 +315,7 @@ class SimNode:
             open_link=self._open_link,
             on_ring=self._hear_ring,
         )
+        self.router.shortcut = WatchedShortcut(self.router, self, self._witness)
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
         self.session = SimSession(self, self._etcd, self, lease_ttl_ns=LEASE_TTL_NS)

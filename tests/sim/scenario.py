@@ -52,6 +52,7 @@ class Load(Part, frozen=True):
     batch_max: int = 1  # most checks that one caller asks of a node at once
     inspect_share: float = 0.0
     forget_share: float = 0.0
+    refund_share: float = 0.0
     atomic_share: float = 0.0  # of what a caller asks at once, batches that are to be taken together or not at all
     atomic_max: int = 4  # most checks in one of these
 
@@ -173,6 +174,7 @@ def generate(seed: int, nodes_low: int = 2, nodes_high: int = 6) -> Scenario:
             batch_max=rng.choice((1, 1, 4)),
             inspect_share=rng.choice((0.0, 0.05)),
             forget_share=rng.choice((0.0, 0.0, 0.01)),
+            refund_share=random.Random(f"refund share {seed}").choice((0.0, 0.0, 0.02)),
             atomic_share=random.Random(f"atomic share {seed}").choice((0.0, 0.0, 0.3)),
         ),
         faults=random_faults(rng, [node.id for node in nodes], FAULTS_UNTIL_MS),

@@ -15,12 +15,14 @@ from limiter_node.core.model import (
     BATCHES,
     CHECKS_PER_FRAME_MAX,
     HOLDS_MAX,
+    Answer,
     Ask,
     Check,
     Copies,
     Op,
     Outcome,
     Refunded,
+    Reply,
     Request,
     Settled,
     UnknownRule,
@@ -31,6 +33,7 @@ from limiter_node.core.rules import parse_rule
 from tests.routers import TIMEOUT_NS, Routers
 
 BURST = 10
+ALGORITHMS = ("token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log")
 DAILY = {"rate": "1/d", "burst": BURST}
 RESERVED_NS = RESERVED_TIMEOUTS * TIMEOUT_NS
 SETTLED_NS = RESERVED_NS + (ASK_AGAIN_TIMEOUTS + 4) * TIMEOUT_NS
@@ -228,6 +231,17 @@ def test_what_is_set_aside_is_nobody_elses_until_it_is_given_back(fleet: Routers
     assert (late.allowed, late.reason) == (False, "batch")
 
 
+def test_what_a_check_of_a_frame_sets_aside_is_not_granted_to_a_later_one(fleet: Routers) -> None:
+    key, router = fleet.keys("b")[0], fleet["b"]
+    checks = [Check("api", key), Check("api", key, BURST - 1, op=Op.RESERVE, hold=("batch", 0)), Check("api", key)]
+    replies: list[Reply] = []
+    router.on_request("a", Ask(1, router.ring.revision, checks), fleet.now_ns, replies.append)
+    fleet.let_pass(TIMEOUT_NS)  # the reservation's copy is to arrive
+    (answer,) = replies
+    assert isinstance(answer, Answer)
+    assert [isinstance(result, Verdict) and result.allowed for result in answer.results] == [True, True, False]
+
+
 def test_a_reservation_asked_for_again_is_one(fleet: Routers) -> None:
     key = fleet.keys("b")[0]
     held = Check("api", key, 7, op=Op.RESERVE, hold=("batch", 0))
@@ -251,21 +265,36 @@ def test_a_cost_beyond_what_the_key_can_ever_hold_is_never_to_be_tried_again(fle
     assert [verdict.retry_ns for verdict in verdicts(batch.outcomes)] == [-1] * 3
 
 
-def test_what_was_set_aside_stays_so_while_numbers_that_were_cut_have_no_room_for_it() -> None:
-    node = Routers("a", api=DAILY)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_was_set_aside_is_spent_though_numbers_that_were_cut_have_no_room_for_it(algorithm: str) -> None:
+    before, cut = ({"rate": f"{count}/d", "algorithm": algorithm} for count in (BURST, 5))
+    node = Routers("a", api=before)
     engine, confirm = node["a"].engine, Check("api", "k", 0, op=Op.CONFIRM, hold=("batch", 0))
     for place, cost in enumerate((4, 3)):
         node.ask("a", Check("api", "k", cost, op=Op.RESERVE, hold=("batch", place)))
-    engine.set_rule("api", parse_rule("api", {"rate": "1/d", "burst": 5}), node.now_ns)
+    engine.set_rule("api", parse_rule("api", cut), node.now_ns)
     denied = node.ask("a", Check("api", "k"))
     assert isinstance(denied, Verdict)
     assert (denied.allowed, denied.remaining) == (False, 0)
     assert denied.retry_ns > 0
     node.ask("a", confirm)
-    assert node.held == {"a": {("api", "k"): 7}}
-    engine.set_rule("api", parse_rule("api", DAILY), node.now_ns)
-    node.ask("a", confirm)
-    assert (node.held, node.remaining("k")) == ({}, BURST - 7)
+    assert (node.held, node.remaining("k")) == ({}, 0)
+    engine.set_rule("api", parse_rule("api", before), node.now_ns)
+    assert node.remaining("k") == BURST - 7
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_was_set_aside_is_spent_though_the_key_has_spent_more_by_another_segments_numbers(algorithm: str) -> None:
+    node = Routers("a", api={"rate": "3/h", "algorithm": algorithm, "segments": {"premium": {"rate": "10/d"}}})
+    node.ask("a", Check("api", "k", 2, op=Op.RESERVE, hold=("batch", 0)))
+    premium = node.ask("a", Check("api", "k", 5, "premium"))
+    assert isinstance(premium, Verdict)
+    assert (premium.allowed, premium.remaining) == (True, 3)
+    node.ask("a", Check("api", "k", 0, op=Op.CONFIRM, hold=("batch", 0)))
+    assert node.held == {}
+    left = node.ask("a", Check("api", "k", 0, "premium"))
+    assert isinstance(left, Verdict)
+    assert left.remaining == 3
 
 
 def test_a_rule_that_is_deleted_meanwhile_takes_its_holds_along(fleet: Routers) -> None:

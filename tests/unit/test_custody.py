@@ -1,7 +1,7 @@
 """Custody: which buckets may be decided although others may know more of them, and what the rest wait for."""
 
 from limiter_node.core.custody import FORGOTTEN_PER_TICK, Custody
-from limiter_node.core.links import Forward
+from limiter_node.core.links import Forward, one_way
 from limiter_node.core.model import Check, Member
 from limiter_node.core.ring import Ring
 
@@ -34,7 +34,7 @@ def whole(names: str = "abc") -> Custody:
 
 
 def forward(bucket: tuple[str, str], deadline_ns: int = 100, *, asks_help: bool = False) -> Forward:
-    one = Forward(Check(*bucket), deadline_ns)
+    one = one_way(Check(*bucket), deadline_ns)
     one.asks_help = asks_help
     return one
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from limiter_node.core.engine import Engine
-from limiter_node.core.links import Forward
+from limiter_node.core.links import one_way
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Check, Copies, Copy, Member, Outcome, Verdict
 from limiter_node.core.replication import (
     BULK_EVERY_NS,
@@ -64,7 +64,7 @@ class Sender:
 
     def hold(self, key: str, after_ns: int = 100, name: str = "b") -> None:
         """Have a verdict wait until the peer has the bucket."""
-        forward = Forward(Check("api", key), self.now_ns + after_ns)
+        forward = one_way(Check("api", key), self.now_ns + after_ns)
         forward.reply = self.outcomes.append
         self.replication.hold(name, ("api", key), forward, ALLOWED, self.now_ns)
 

@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "max_keys": 10_000_000,
     "log_format": "json",
     "log_checks": 0.0,
+    "workers": 1,
 }
 ETCD = "http://127.0.0.1:2379"
 
@@ -165,6 +166,12 @@ def test_what_is_no_address_is_told_what_one_is(text: str) -> None:
         ({"etcd_key": "k"}, "--etcd-cert and --etcd-key: one needs the other"),
         ({"etcd_user": "u"}, "--etcd-user and --etcd-password: one needs the other"),
         ({"etcd_password": "p"}, "--etcd-user and --etcd-password: one needs the other"),
+        (
+            {"workers": 10, "node_id": "n" * 62},
+            f"--node-id: '{'n' * 62}' is too long; allowed: with the .10 of a worker",
+        ),
+        ({"workers": 4, "peer": "127.0.0.1:65533"}, "--peer: 4 workers take as many ports, and there is none after"),
+        ({"workers": 4, "advertise": "host:65533"}, "--advertise: 4 workers take as many ports, and there is none"),
         ({"drain_delay": 11.0}, "--drain-delay: longer than --drain-timeout, which includes it"),
     ],
 )
@@ -203,3 +210,26 @@ def test_every_problem_is_told_at_once() -> None:
 def test_a_standalone_node_may_listen_anywhere() -> None:
     settings = settings_of(peer="0.0.0.0:0", http="[::]:8080")
     assert str(settings.http) == "[::]:8080"
+
+
+def test_a_worker_has_a_name_ports_and_a_part_of_the_memory_of_its_own() -> None:
+    whole = settings_of(workers=3, node_id="n", advertise="host:9000", max_keys=10)
+    first, last = whole.of_worker(1, "run"), whole.of_worker(3, "run")
+    assert (first.node_id, first.peer, first.advertise) == ("n.1", whole.peer, whole.advertise)
+    assert (last.node_id, str(last.peer), str(last.advertise)) == ("n.3", "127.0.0.1:8084", "host:9002")
+    assert (last.http, last.max_keys) == (whole.http, 4)
+    assert last.worker is not None
+    assert list(last.worker.siblings) == ["n.1", "n.2", "n.3"]
+    assert last.worker.siblings["n.3"] == last.worker.socket_of(3, "peer") != last.worker.socket_of(3, "admin")
+    assert (whole.is_alone, first.is_standalone, first.is_alone) == (True, True, False)
+
+
+def test_a_worker_at_a_free_port_takes_another_one() -> None:
+    assert str(settings_of(workers=2, peer="127.0.0.1:0").of_worker(2, "run").peer) == "127.0.0.1:0"
+
+
+def test_the_sockets_of_two_runs_differ_and_fit_an_address() -> None:
+    whole = settings_of(workers=64, node_id="n" * 61)
+    names = {run: whole.of_worker(64, run * 16).worker.socket_of(64, "admin") for run in "ab"}  # type: ignore[union-attr]
+    assert names["a"] != names["b"]
+    assert max(map(len, names.values())) <= 108

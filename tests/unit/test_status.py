@@ -73,6 +73,19 @@ def test_the_fleet_is_shown_in_tables_whose_columns_stand_below_one_another() ->
     assert shown() == SHOWN
 
 
+def test_the_workers_of_a_node_are_shown() -> None:
+    well = {"id": "n1.1", "pid": 71, "state": "listening", "restarts": 0, "ready": True, "keys": 1204, "fenced": False}
+    dead = {"id": "n1.2", "pid": None, "state": "down", "restarts": 3, "ready": False, "keys": 0, "fenced": False}
+    table = """\
+WORKER  STATE            PID  RESTARTS  KEYS
+n1.1    listening        71   0         1,204
+n1.2    down, NOT READY  -    3         0
+n1.3    joining, FENCED  72   0         0"""
+    assert table in shown(
+        workers=[well, dead, {**dead, "id": "n1.3", "pid": 72, "state": "joining", "restarts": 0, "fenced": True}]
+    )
+
+
 def test_tables_of_nothing_are_left_out() -> None:
     text = shown(backends={}, config={"revision": 0, "rules": 0, "problems": []}, keys=1)
     assert "BACKEND" not in text

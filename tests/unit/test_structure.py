@@ -14,7 +14,8 @@ MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for pa
 PARTS = {
     "__init__": set[str](),
     "__main__": {"cli"},
-    "cli": {"app", "applying", "control", "settings", "status", "core", "version"},  # most commands need no node
+    # Most commands need no node.
+    "cli": {"app", "applying", "supervisor", "control", "settings", "status", "core", "version"},
     "status": {"settings", "core"},
     "applying": {"control"},
     "app": {
@@ -25,16 +26,23 @@ PARTS = {
         "settings",
         "version",
         "clock",
+        "files",
+        "fleet",
+        "listeners",
         "report",
         "report_figures",
         "report_metrics",
     },
+    "fleet": {"app", "core", "clock"},  # of a node it knows the type
+    "listeners": {"edge", "cluster", "core", "settings", "clock"},
+    "supervisor": {"edge", "control", "settings", "version"},
     "report": {"edge", "control", "core", "settings", "version", "clock", "report_backends"},
     "report_figures": {"edge", "core", "version", "clock", "report", "report_backends"},
     "report_metrics": {"edge", "control", "core", "settings", "version", "clock", "report", "report_backends"},
     "report_backends": {"edge", "control", "core", "version", "clock"},
     "edge": {"edge", "core", "version", "clock"},
     "clock": set[str](),
+    "files": set[str](),
     "control": {"control", "core"},
     "cluster": {"cluster", "core"},
     "settings": {"core"},
@@ -52,7 +60,7 @@ IMPORTERS = {
     },  # to build, to send
     "grpc": {"control/etcd_link.py"},
     "httptools": {"edge/http.py"},
-    "aiohttp": {"edge/admin_api.py", "control/polls.py"},  # the server, and the client
+    "aiohttp": {"edge/admin_api.py", "edge/workers_api.py", "control/polls.py"},  # the server, and the client
     "prometheus_client": {"edge/metrics.py", "control/scrape.py"},  # to write it, and to read it
     "click": {"cli.py"},
     "yaml": {"control/source.py"},
@@ -61,10 +69,10 @@ IMPORTERS = {
 # One state machine each: cut in two they would be read as one.
 LINES_MAX = {
     "control/etcd.py": 490,
-    "core/engine.py": 410,
-    "core/keeper.py": 440,
+    "core/engine.py": 415,
+    "core/keeper.py": 465,
     "core/replication.py": 405,
-    "core/router.py": 470,
+    "core/router.py": 475,
     "edge/http.py": 405,
 }
 LINES_MAX_ELSEWHERE = 400

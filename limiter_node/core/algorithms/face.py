@@ -56,6 +56,9 @@ class Algorithm(Protocol):
     def spent(self, state: State | None, now_ns: int) -> int:
         """Whole tokens that count against the key now, rounded up."""
 
+    def charge(self, state: State | None, cost: int, now_ns: int) -> State:
+        """The state with `cost` more whole tokens spent, even if it is then over the capacity."""
+
     def refund(self, state: State | None, cost: int, now_ns: int) -> State | None:
         """The state with `cost` whole tokens given back, the newest first; never more than were spent."""
 

@@ -94,6 +94,11 @@ class FixedWindow:
         """As `Algorithm` has it."""
         return self._counted(state, now_ns)[1]
 
+    def charge(self, state: int | None, cost: int, now_ns: int) -> int:
+        """As `Algorithm` has it."""
+        number, count = self._counted(state, now_ns)
+        return _state(number, min(count + cost, COST_MAX))
+
     def refund(self, state: int | None, cost: int, now_ns: int) -> int | None:
         """As `Algorithm` has it; what was spent in an earlier window is not given back in this one."""
         number, count = self._counted(state, now_ns)

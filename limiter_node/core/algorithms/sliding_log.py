@@ -60,9 +60,7 @@ class SlidingLog:
             retry_ns = NEVER if cost > self.limit.count else self._fits_in_ns(log, ask, now_ns)
             return Decision(False, state, max(0, self.tokens - spent), self._full_in_ns(log, now_ns), retry_ns)
         if cost:
-            # A clock that was read before the last grant's must not bring the times out of order.
-            then_ns = max(now_ns, log[grants - 1]) if grants else now_ns
-            log = state = log[first:grants] + _q(then_ns) + log[grants + first :] + _q(log[-1] + cost)
+            log = state = self.charge(log, cost, now_ns)
             spent += cost
         return Decision(True, state, self.tokens - spent, self._full_in_ns(log, now_ns), 0)
 
@@ -81,6 +79,15 @@ class SlidingLog:
     def spent(self, state: array[int] | None, now_ns: int) -> int:
         """As `Algorithm` has it."""
         return 0 if state is None else state[-1] - state[len(state) // 2 + self._first(state, now_ns)]
+
+    def charge(self, state: array[int] | None, cost: int, now_ns: int) -> array[int]:
+        """As `Algorithm` has it; of more than any limit the newest tell as much."""
+        log = _q(0) if state is None else state
+        grants, granted = len(log) // 2, log[-1] + min(cost, LOG_COUNT_MAX)
+        kept = bisect_left(log, granted - LOG_COUNT_MAX, grants + self._first(log, now_ns))
+        # A clock that was read before the last grant's must not bring the times out of order.
+        then_ns = max(now_ns, log[grants - 1]) if grants else now_ns
+        return log[kept - grants : grants] + _q(then_ns) + log[kept:] + _q(granted)
 
     def refund(self, state: array[int] | None, cost: int, now_ns: int) -> array[int] | None:
         """As `Algorithm` has it."""

@@ -104,6 +104,11 @@ class SlidingWindow:
         """As `Algorithm` has it."""
         return self._spent(self._seen(state, now_ns), now_ns)
 
+    def charge(self, state: int | None, cost: int, now_ns: int) -> int:
+        """As `Algorithm` has it."""
+        start_ns, previous, current = self._seen(state, now_ns)
+        return _state(start_ns, previous, min(current + cost, COUNTS))
+
     def refund(self, state: int | None, cost: int, now_ns: int) -> int | None:
         """As `Algorithm` has it; what was spent in the earlier window counts no more than it did."""
         start_ns, previous, current = self._seen(state, now_ns)

@@ -1,0 +1,48 @@
+"""One key that everybody asks for, at a node that does not own it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.comparison import Comparison, Figure, Plan, Subject
+from bench.load import CONNECTIONS, command, drive
+from bench.servers import RULE, Numbers, Stage, read_json
+from bench.speed import owned_keys, write_keys
+from bench.systems import limiter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPENT = Numbers(count=1, period_s=86_400, burst=1)
+ELSEWHERE, AT_OWNER = "denied key, asked elsewhere", "denied key, asking the owner"
+
+
+def compare_denied(plan: Plan) -> dict[str, Any]:
+    """A key that has nothing left: what its owner has promised, the asked node says by itself."""
+    with Stage() as stage:
+        pair = limiter.pair(stage, plan.cores, SPENT)
+        key = owned_keys(pair, 50, seed=plan.seed)[0]
+        assert read_json(f"http://{pair.owner.http}/v1/check?rule={RULE}&key={key}")["allowed"]
+        keyfile = write_keys(stage, [key])
+        comparison = Comparison(
+            f"denied: two nodes on one core and a real etcd, one key that has nothing left, {CONNECTIONS} connections",
+            [
+                Subject(ELSEWHERE, pair.asked, expected="denied"),
+                Subject(AT_OWNER, pair.owner, expected="denied"),
+            ],
+            [Figure(ELSEWHERE, AT_OWNER, 0.90)],
+            does_not_show="a key that gets tokens back while it is asked for: each of them is a question to the owner",
+        )
+        found = comparison.run(plan, keyfile)
+        if not plan.wants(ELSEWHERE):
+            return found
+        busy = owner_busy(pair, keyfile, plan)
+        print(f"  the owner's share of a core while another node is asked: {busy:.1%}\n", flush=True)
+        return {**found, "owner_busy": busy}
+
+
+def owner_busy(pair: limiter.Pair, keyfile: Path, plan: Plan) -> float:
+    """The share of a core that the owner is busy while the other node is asked."""
+    argv = command(pair.asked.http, "get", keyfile, rule=RULE, seconds=plan.seconds, cpu=plan.cores.load)
+    run = drive(argv, pair.owner.pids[:1], expected="denied")
+    return run.cpu_us * run.checks_per_s / 1e6

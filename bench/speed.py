@@ -1,0 +1,111 @@
+"""What one core carries: this node beside what users would pick instead, and beside itself asked in other ways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.comparison import Comparison, Figure, Plan, Subject
+from bench.load import CHECKS_PER_BATCH, CONNECTIONS, keys_of_13_bytes
+from bench.servers import Numbers, Stage, owners
+from bench.systems import applications, envoy, limiter, nginx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bench.servers import Cores, System
+
+KEYS = 100_000
+# Asked for in the forwarded figure, all owned by one node: as many again are looked up and left out.
+KEYS_OWNED = 20_000
+KEYS_OWNED_QUICK = 4_000
+# No key is asked often enough to be denied: what is measured is checks that are allowed.
+NUMBERS = Numbers(count=1_000, period_s=1, burst=2_000)
+
+NODE = "node"
+NGINX = "nginx return 200"
+LIMITS_MEMORY = "aiohttp + limits in memory"
+GCRA_REDIS = "aiohttp + GCRA Lua on Redis"
+SYSTEMS: dict[str, Callable[[Stage, Cores, Numbers], System]] = {
+    NODE: limiter.standalone,
+    NGINX: nginx.returning,
+    "nginx limit_req": nginx.limiting,
+    "Envoy local rate limit": envoy.local_rate_limit,
+    "aiohttp + dict": applications.with_dict,
+    LIMITS_MEMORY: applications.with_limits,
+    "aiohttp + limits on Redis": applications.with_limits_on_redis,
+    GCRA_REDIS: applications.with_gcra_on_redis,
+}
+NODE_POST, NODE_BATCH, NGINX_POST = f"{NODE}, POST", f"{NODE}, batch of {CHECKS_PER_BATCH}", f"{NGINX}, POST"
+FORWARDED, OWNER, ALONE = "forwarded", "asking the owner", "standalone"
+
+
+def compare_local(plan: Plan) -> dict[str, Any]:
+    """Single checks beside other systems', and batches against single checks."""
+    with Stage() as stage:
+        found = {name: start(stage, plan.cores, NUMBERS) for name, start in SYSTEMS.items() if plan.wants(name)}
+        subjects = [Subject(name, system) for name, system in found.items()]
+        if NODE in found:
+            subjects += [Subject(NODE_POST, found[NODE], "post"), Subject(NODE_BATCH, found[NODE], "batch")]
+        if NGINX in found:
+            subjects.append(Subject(NGINX_POST, found[NGINX], "post"))
+        targets = {NGINX: 0.80, LIMITS_MEMORY: 10, GCRA_REDIS: 12}
+        comparison = Comparison(
+            f"local: GET unless it says otherwise, {KEYS:,} keys in shuffled order, {CONNECTIONS} connections",
+            subjects,
+            [
+                *(Figure(NODE, name, targets.get(name)) for name in SYSTEMS if name != NODE),
+                Figure(NODE_POST, NODE),
+                Figure(NODE_POST, NGINX_POST),
+                Figure(NODE_BATCH, NODE, 5),
+            ],
+            does_not_show=(
+                "a network, TLS, denials, several rules; latencies are those of a core kept busy by\n"
+                "  32 clients; nginx and Envoy send no verdict, and nothing but the node is more than one machine"
+            ),
+        )
+        return comparison.run(plan, write_keys(stage, keys_of_13_bytes(KEYS, seed=plan.seed)))
+
+
+def compare_forwarded(plan: Plan) -> dict[str, Any]:
+    """Checks that the asked node passes on to their owner, both on one core."""
+    with Stage() as stage:
+        pair = limiter.pair(stage, plan.cores, NUMBERS)
+        alone = limiter.standalone(stage, plan.cores, NUMBERS)
+        keys = owned_keys(pair, KEYS_OWNED_QUICK if plan.is_quick else KEYS_OWNED, seed=plan.seed)
+        comparison = Comparison(
+            f"forwarded: two nodes on one core and a real etcd, {len(keys):,} keys of the node not asked",
+            [
+                Subject(FORWARDED, pair.asked),
+                Subject(OWNER, pair.owner),
+                Subject(ALONE, alone),
+                Subject(f"{FORWARDED}, POST", pair.asked, "post"),
+                Subject(f"{OWNER}, POST", pair.owner, "post"),
+                Subject(f"{FORWARDED}, batch of {CHECKS_PER_BATCH}", pair.asked, "batch"),
+            ],
+            [
+                Figure(FORWARDED, OWNER, 0.70),
+                Figure(FORWARDED, ALONE),
+                Figure(f"{FORWARDED}, POST", f"{OWNER}, POST"),
+                Figure(f"{FORWARDED}, batch of {CHECKS_PER_BATCH}", FORWARDED),
+            ],
+            does_not_show=(
+                "the round trip of a network, and what a second core would give: here the asked\n"
+                "  node and the owner take turns on one, and the replica's copy is made on it, too"
+            ),
+        )
+        return comparison.run(plan, write_keys(stage, keys))
+
+
+def owned_keys(pair: limiter.Pair, count: int, *, seed: int) -> list[str]:
+    """About that many keys of the node that is not asked."""
+    keys = keys_of_13_bytes(2 * count, seed=seed)
+    names = owners(pair.asked.admin, keys)
+    return [key for key, name in zip(keys, names, strict=True) if name == pair.owner_id]
+
+
+def write_keys(stage: Stage, keys: list[str], name: str = "keys") -> Path:
+    """A file with a key a line."""
+    path = stage.folder / name
+    path.write_text("".join(f"{key}\n" for key in keys))
+    return path

@@ -1,0 +1,57 @@
+"""nginx, one process: an answer without any work behind it, and its own rate limiting by `limit_req`.
+
+`limit_req` counts in a shared memory zone by the key of the query; it knows one machine and no live rules. It works
+in a phase that `return` would cut short, so the answer is nginx' own empty picture, from memory too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.servers import System, answers, free_port
+
+if TYPE_CHECKING:
+    from bench.servers import Cores, Numbers, Stage
+
+CONF = """\
+daemon off;
+master_process off;
+pid {folder}/{name}.pid;
+error_log stderr error;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    {zone}
+    server {{
+        listen {address};
+        location / {{ {answer} }}
+    }}
+}}
+"""
+ZONE = "limit_req_zone $arg_key zone=keys:64m rate={rate}; limit_req_status 429;"
+LIMITED = "limit_req zone=keys burst={burst} nodelay; empty_gif;"
+
+
+def returning(stage: Stage, cores: Cores, numbers: Numbers) -> System:
+    """Start an nginx that only says 200."""
+    del numbers
+    return _start(stage, "nginx", zone="", answer="return 200;", cpu=cores.server)
+
+
+def limiting(stage: Stage, cores: Cores, numbers: Numbers) -> System:
+    """Start an nginx that limits each key; its rates are whole numbers a second or a minute, 1/m at least."""
+    rate = f"{numbers.count // numbers.period_s}r/s" if numbers.count >= numbers.period_s else "1r/m"
+    answer = LIMITED.format(burst=numbers.burst)
+    return _start(stage, "nginx-limit-req", zone=ZONE.format(rate=rate), answer=answer, cpu=cores.server)
+
+
+def _start(stage: Stage, name: str, *, zone: str, answer: str, cpu: int) -> System:
+    address = f"127.0.0.1:{free_port()}"
+    conf = stage.folder / f"{name}.conf"
+    conf.write_text(CONF.format(folder=stage.folder, name=name, address=address, zone=zone, answer=answer))
+    server = stage.start(name, ["nginx", "-e", "stderr", "-c", str(conf)], cpu=cpu)
+    server.wait_until("listening", lambda: answers(f"http://{address}/?key=ready"))
+    return System(address, (server,))
