@@ -71,9 +71,7 @@ NO_QUEUE_NS = 6 * NS
 callers wait for it and nobody has said that it is too late, is as quick as the backend is from now on."""
 
 BUCKET_MIN = 3.0
-BUCKET_S = 0.1
-"""Checks a node may save up in tight times: with 8 the 24 nodes' buckets alone would be a second's queue, with 0.25 s
-of the rate those of 8 nodes another half of what they steer to."""
+"""Checks a node may save up in tight times: with 8 the 24 nodes' buckets alone would be a second's queue."""
 
 OVERDRAFT_MIN = 1.0
 OVERDRAFT_S = 0.25
@@ -171,7 +169,7 @@ class Guard:
         self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when it last turned a check away
-        self._ration = Ration(BUCKET_MIN, BUCKET_S)  # in tight times
+        self._ration = Ration(BUCKET_MIN)  # in tight times
         self._known_rate = 0.0  # checks admitted per second while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
