@@ -94,6 +94,8 @@ class Promises:
             return 0
         rule = self._engine.rules[check.rule]
         plan = self._engine.plan_for(rule, check.key, check.segment, now_ns)
+        if not plan.has(check.key):  # another check of the frame has taken it to another plan
+            return 0
         lasts_ns = min(self._life_ns, right_until_ns - now_ns, _steady_ns(plan, check, verdict, now_ns))
         if lasts_ns <= 0 or not _is_steady(plan, check, verdict, now_ns + lasts_ns - 1):
             return 0

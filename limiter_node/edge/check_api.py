@@ -53,6 +53,7 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -290,7 +291,7 @@ class _Batch:
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
         api, results, picks = self._api, self._results, self._api.tally.allowed_picks
-        rule, usual, check = "", None, None
+        lanes: dict[str, tuple[UsualAnswers | None, Callable[[str], Grant | Outcome | Forward | None]]] = {}
         has_plain_keys = is_plain_text(self._request.body)
         for index, body in enumerate(self._bodies):
             if type(body) is CheckBody and (
@@ -298,9 +299,10 @@ class _Batch:
                 if has_plain_keys
                 else body.is_usual()
             ):
-                if body.rule != rule:
-                    rule, usual, check = body.rule, api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
-                if usual is not None and check is not None:
+                if body.rule not in lanes:
+                    lanes[body.rule] = api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
+                usual, check = lanes[body.rule]
+                if usual is not None:
                     outcome = check(body.key)
                     if isinstance(outcome, tuple):
                         usual.series.allowed += 1
