@@ -8,6 +8,8 @@ open_loop    asks at fixed rates, whatever the answers do
 stats        least, median and most; ratios of interleaved runs
 comparison   subjects driven in turn, and the ratios taken from them
 speed        this node beside others, and asked in other ways
+hot          one key that everybody asks for
+workers      several processes as one node
 latency      time to answer at fixed rates
 memory       bytes per key of a node, and that they are given back
 footprint    bytes per key of every system
