@@ -8,10 +8,13 @@ open_loop    asks at fixed rates, whatever the answers do
 stats        least, median and most; ratios of interleaved runs
 comparison   subjects driven in turn, and the ratios taken from them
 speed        this node beside others, and asked in other ways
+hot          one key that everybody asks for
+workers      several processes as one node
 latency      time to answer at fixed rates
 memory       bytes per key of a node, and that they are given back
 footprint    bytes per key of every system
-run          the command: parts, progress, bounds
+run          the command: its parts, and how long each takes
+session      one run of a command: parts in turn, failures, the report
 report       speed.md, its pictures (plots, svg) and tables (markdown)
 scale/       how it grows: keys on one node, nodes of a fleet, and 1,000 nodes; `./scripts/bench scale`
 entries      100,000 entries below keys/: load, memory, change

@@ -1,7 +1,7 @@
 """Bytes per key of every system: private memory of all its processes, with all keys in them less without.
 
-Each key is asked for once, by a plain GET; before that as many checks were answered for one key, so that the buffers
-that any traffic needs are not counted. Numbers of 100 a day: no bucket is full again, no window over, meanwhile.
+Each key is asked for once, by a plain GET; some thousand checks of one key come first, so that the buffers that any
+traffic needs are not counted. Numbers of 100 a day: no bucket is full again, no window over, meanwhile.
 """
 
 from __future__ import annotations

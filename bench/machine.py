@@ -64,7 +64,7 @@ def _cpu_ticks() -> tuple[int, int]:
 
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else sys.argv[0]
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
 
 
 def _loop_ns() -> float:

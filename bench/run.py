@@ -6,22 +6,17 @@ python -m bench.run [--quick] [--only NAME] [--report FOLDER] [PART ...]
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
 import sys
-import time
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import footprint, hot, latency, machine, memory, report, speed, workers
+from bench import footprint, hot, latency, machine, memory, report, session, speed, workers
 from bench.comparison import Plan
-from bench.servers import Cores, ServerError
+from bench.servers import Cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-REPORT = Path(__file__).with_name("report")
 
 
 class Part(NamedTuple):
@@ -62,43 +57,25 @@ def main() -> None:
         is_quick=options.quick,
         only=tuple(options.only),
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    parts = options.parts or list(PARTS)
     facts = machine.describe(options.seed)
     cores = f"what is measured on core {plan.cores.server}, load, etcd and Redis on core {plan.cores.load}"
     facts["runs"] = f"{plan.rounds} rounds of {plan.seconds} s, interleaved; {cores}"
-    facts["takes"] = f"about {sum(PARTS[part].seconds(plan) for part in parts) / 60:.0f} minutes"
-    machine.show(facts)
-    began_s = time.monotonic()
-    results: dict[str, Any] = {"facts": facts, "parts": {}}
-    try:
-        for part in parts:
-            results["parts"][part] = PARTS[part].measure(plan)
-    except ServerError as failure:
-        sys.exit(f"\n{failure}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    facts["takes"] = f"took {(time.monotonic() - began_s) / 60:.1f} minutes"
-    results = json.loads(json.dumps(results))  # as it is read back: lists for tuples
-    report.write(results, options.report)
-    print(f"written: {options.report}/speed.md, its pictures and speed.json; {facts['takes']}")
+    facts["takes"] = f"about {sum(PARTS[part].seconds(plan) for part in options.parts) / 60:.0f} minutes"
+    session.run(
+        facts, {part: partial(PARTS[part].measure, plan) for part in options.parts}, report.write, options.report
+    )
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="A limiter node beside what one would use instead: ratios, latencies, bytes."
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    session.add_arguments(parser, PARTS)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="systems whose name has this in it")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=2, help="length of one run (default 2)")
-    parser.add_argument("--quick", action="store_true", help="one round of 1 s: that it runs, no figures")
     parser.add_argument("--seed", type=int, default=1, help="order of the keys (default 1)")
-    parser.add_argument("--report", type=Path, default=REPORT, metavar="FOLDER", help="where to (default bench/report)")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - PARTS.keys():
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    return options
+    return session.parse(parser, PARTS)
 
 
 def two_cores() -> Cores:

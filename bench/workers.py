@@ -1,4 +1,4 @@
-"""Nodes with several workers on the two cores that their load is on, too, and one with one on one."""
+"""Nodes with several workers on two cores, and one with one on one; each has its load on the same cores as itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compare(plan: Plan) -> dict[str, Any]:
             assert read_json(f"http://{node.http}/v1/check?rule={RULE}&key=hot")["allowed"]
 
         def asked(name: str, node: System, **how: Any) -> Subject:
-            return Subject(name, node, load_cpus="" if len(node.pids) == 1 else both, **how)
+            return Subject(name, node, load_cpus=str(server) if name.startswith(ONE) else both, **how)
 
         nodes = {ONE: one, TWO: two, FOUR: four}
         comparison = Comparison(
@@ -54,7 +54,7 @@ def compare(plan: Plan) -> dict[str, Any]:
                 Figure(FOUR + DENIED, ONE + DENIED),
             ],
             does_not_show=(
-                "cores without the load on them; each of n workers owns one key in n, so all but\n"
+                "cores without their load on them; each of n workers owns one key in n, so all but\n"
                 "  1 / n of the checks are decided by another one"
             ),
         )

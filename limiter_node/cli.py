@@ -72,8 +72,9 @@ class _Workers(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "auto":
             return min(len(os.sched_getaffinity(0)), settings.WORKERS_MAX)
-        count: int = click.IntRange(1, settings.WORKERS_MAX).convert(value, param, ctx)
-        return count
+        if not str(value).isdecimal() or not 1 <= int(value) <= settings.WORKERS_MAX:
+            self.fail(f"{value!r} is not allowed; allowed: 1 to {settings.WORKERS_MAX}, or auto", param, ctx)
+        return int(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -215,7 +216,10 @@ def worker() -> None:
 
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         raise click.UsageError("started by serve --workers, and by nobody else")
-    task = decode_of_supervisor(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return  # the supervisor is gone already
+    task = decode_of_supervisor(line)
     assert isinstance(task, Task)
     with _start_exits():
         parsed = settings.parse(task.options).of_worker(task.number, task.run)

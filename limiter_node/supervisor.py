@@ -156,9 +156,7 @@ class Supervisor:
         """One life of a worker; returns its exit code, or minus the signal that ended it."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = worker.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "limiter_node", "worker", stdin=theirs.fileno()
-            )
+            process = worker.process = await asyncio.create_subprocess_exec(*worker_command(), stdin=theirs.fileno())
         worker.state = "starting"
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
         try:
@@ -281,6 +279,12 @@ async def supervise(settings: Settings, options: dict[str, Any]) -> int:
     finally:
         await supervisor.close()
     return 0
+
+
+def worker_command() -> list[str]:
+    """A Python that finds the package as this one did: when installed, not in the working directory."""
+    is_script = sys.modules["__main__"].__spec__ is None
+    return [sys.executable, *(("-P",) if is_script else ()), "-m", "limiter_node", "worker"]
 
 
 def reserve(address: Address) -> tuple[list[socket.socket], int]:

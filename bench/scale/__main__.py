@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import sys
-import time
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import machine
-from bench.run import REPORT, two_cores
+from bench import machine, session
+from bench.run import two_cores
 from bench.scale import fleets, keys, report, rings, traffic, watchers
-from bench.servers import Cores, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bench.servers import Cores
 
 
 class Part(NamedTuple):
@@ -44,34 +41,22 @@ PARTS = {
 
 
 def main() -> None:
-    """Parse the command line, run the parts asked for and write the report."""
+    """Parse the command line and run the parts asked for."""
     parser = argparse.ArgumentParser(prog="scripts/bench scale", description="How a limiter node and its fleet grow.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="small sizes: that it runs, no figures")
-    parser.add_argument("--report", type=Path, default=REPORT, metavar="FOLDER", help="where to (default bench/report)")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - PARTS.keys():
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    session.add_arguments(parser, PARTS)
+    options = session.parse(parser, PARTS)
     cores = two_cores()
     facts = machine.describe(seed=1)
-    parts = options.parts or list(PARTS)
-    facts["takes"] = "a minute or two" if options.quick else f"about {sum(PARTS[each].minutes for each in parts):g} min"
-    machine.show(facts)
+    minutes = sum(PARTS[part].minutes for part in options.parts)
+    facts["takes"] = "a minute or two" if options.quick else f"about {minutes:g} minutes"
     os.sched_setaffinity(0, {cores.load})  # this process fills nodes; what it measures has the other core
-    began_s = time.monotonic()
-    results: dict[str, Any] = {"facts": facts, "parts": {}}
-    try:
-        for name in parts:
-            print(f"{name}: {PARTS[name].title}")
-            results["parts"][name] = PARTS[name].measure(cores, options.quick)
-    except ServerError as failure:
-        sys.exit(f"\n{failure}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    facts["takes"] = f"took {(time.monotonic() - began_s) / 60:.1f} minutes"
-    report.write(json.loads(json.dumps(results)), options.report)
-    print(f"written: {options.report}/scale.md, its pictures and scale.json; {facts['takes']}")
+    parts = {name: partial(_measure, name, cores, options.quick) for name in options.parts}
+    session.run(facts, parts, report.write, options.report)
+
+
+def _measure(name: str, cores: Cores, is_quick: bool) -> list[dict[str, Any]]:
+    print(f"{name}: {PARTS[name].title}", flush=True)
+    return PARTS[name].measure(cores, is_quick)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,12 @@ class Promises:
             return 0
         rule = self._engine.rules[check.rule]
         plan = self._engine.plan_for(rule, check.key, check.segment, now_ns)
-        lasts_ns = min(self._life_ns, right_until_ns - now_ns, _steady_ns(plan, check, verdict, now_ns))
+        if not plan.has(check.key):  # another check of the frame has taken it to another plan
+            return 0
+        stands = plan.spend(check.key, 0, now_ns)
+        if stands.allowed or stands.reset_ns != verdict.reset_ns:  # or has given something back
+            return 0
+        lasts_ns = min(self._life_ns, right_until_ns - now_ns, _steady_ns(stands, verdict))
         if lasts_ns <= 0 or not _is_steady(plan, check, verdict, now_ns + lasts_ns - 1):
             return 0
         until_ns = now_ns + lasts_ns
@@ -135,11 +140,10 @@ class Promises:
             del self._contested[bucket]
 
 
-def _steady_ns(plan: Plan, check: Check, verdict: Verdict, now_ns: int) -> int:
+def _steady_ns(stands: Verdict, verdict: Verdict) -> int:
     """Until the first token is back, or until one of several limits denies no more."""
-    first = verdict if check.cost <= 1 else plan.spend(check.key, 0, now_ns)
     waits_ns = [limit.retry_ns for limit in verdict.limits or () if limit.retry_ns > 0]
-    return min(first.retry_ns, *waits_ns) if waits_ns else first.retry_ns
+    return min(stands.retry_ns, *waits_ns) if waits_ns else stands.retry_ns
 
 
 def _is_steady(plan: Plan, check: Check, verdict: Verdict, later_ns: int) -> bool:

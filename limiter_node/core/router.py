@@ -43,6 +43,7 @@ from limiter_node.core.model import (
 )
 from limiter_node.core.ring import Ring
 from limiter_node.core.service import Service
+from limiter_node.core.shortcut import Shortcut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,7 @@ class Router:
         engine.holds.set_pace(peer_timeout_ns)
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
+        self.shortcut = Shortcut(self)
         self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
         self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet

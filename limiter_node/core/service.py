@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
     from limiter_node.core.keeper import Keeper
     from limiter_node.core.leases import Leases
+    from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
+    from limiter_node.core.shortcut import Shortcut
 
 PARKED_MAX = 1_000
 """Frames from nodes with a newer ring that may wait for ours to catch up."""
@@ -36,6 +38,7 @@ class Ways(Protocol):
     engine: Engine
     keeper: Keeper
     leases: Leases
+    shortcut: Shortcut
 
     def forward(self, owner: str | None, forward: Forward, now_ns: int) -> Outcome | None:
         """Have a check decided elsewhere; returns an outcome that is there at once."""
@@ -83,7 +86,7 @@ class Service:
                     self._on_traced(ask.checks[index], trace, results[index])
             respond(Answer(ask.id, self._router.ring.revision, results, promises))
 
-        results = [self._serve(check, now_ns, helps=ask.helps) for check in ask.checks]
+        results = self._serve_all(ask, now_ns)
         promises = {} if ask.helps else self._promise(ask.checks, results, now_ns)
         for index, trace in ask.traces.items():
             result = results[index] if 0 <= index < len(results) else None
@@ -103,6 +106,25 @@ class Service:
             if type(verdict) is Verdict and not verdict.allowed
             if (lasts_ns := keeper.commitments.promise(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
         }
+
+    def _serve_all(self, ask: Ask, now_ns: int) -> list[Result | Forward]:
+        """What comes of a peer's checks; of the usual ones, of cost 1 and allowed, the short way: 0.5 us less."""
+        results: list[Result | Forward] = []
+        owner_of, node_id = self._router.ring.owner, self._router.node_id
+        grants: dict[str, Callable[[str], Grant | None] | None] = {}  # by rule
+        for check in ask.checks:
+            if check.cost == 1 and check.segment is None and check.op is Op.CHECK and owner_of(check.key) == node_id:
+                if check.rule not in grants:
+                    grants[check.rule] = self._router.shortcut.granter(check.rule, now_ns)
+                grant = grants[check.rule]
+                if grant is not None and (granted := grant(check.key)) is not None:
+                    (limit, window_s), remaining, reset_ns = granted
+                    results.append(Verdict(True, limit, remaining, reset_ns, 0, window_s))
+                    continue
+            results.append(self._serve(check, now_ns, helps=ask.helps))
+            if check.op is not Op.CHECK:
+                grants.clear()  # it may have set something aside
+        return results
 
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
         """Decide for a peer, or find out for it."""

@@ -68,7 +68,24 @@ class Shortcut:
 
     def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | Outcome | Forward | None]:
         """What does the same for many keys of a rule at one time; if nothing rare applies to any, in 0.15 us less."""
-        router, engine = self._router, self._engine
+        grant = self.granter(rule_name, now_ns)
+        if grant is None:
+            return lambda key: self.check(rule_name, key, now_ns)
+        if not self._engine.has_copies:
+            return grant  # there is no other node
+        router, owner_of, node_id = self._router, self._router.ring.owner, self._router.node_id
+
+        def check(key: str) -> Grant | Outcome | Forward | None:
+            owner = owner_of(key)
+            if owner == node_id:
+                return grant(key)
+            return router.pass_on(owner, Check(rule_name, key), now_ns)
+
+        return check
+
+    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
+        """What does the same for many of this node's own keys, if nothing rare applies to any."""
+        engine = self._engine
         rule = engine.rules.get(rule_name)
         if (
             rule is None
@@ -80,17 +97,16 @@ class Shortcut:
             or self._held
             or self._movable
         ):
-            return lambda key: self.check(rule_name, key, now_ns)
-        owner_of, node_id, grant_to = router.ring.owner, router.node_id, rule.default.grant
-        changed = rule.changed if engine.has_copies else None
+            return None
+        grant_to = rule.default.grant
+        if not engine.has_copies:
+            return lambda key: grant_to(key, now_ns)
+        changed = rule.changed
 
-        def check(key: str) -> Grant | Outcome | Forward | None:
-            owner = owner_of(key)
-            if owner != node_id:
-                return router.pass_on(owner, Check(rule_name, key), now_ns)
-            grant = grant_to(key, now_ns)
-            if changed is not None and grant is not None:
+        def grant(key: str) -> Grant | None:
+            granted = grant_to(key, now_ns)
+            if granted is not None:
                 changed.add(key)
-            return grant
+            return granted
 
-        return check
+        return grant

@@ -22,8 +22,11 @@ from limiter_node.core.algorithms.token_bucket import UNIT, VirtualClock, compac
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHARDS = 256
-"""Shards per generation: at 10 million keys one holds 39,000, some 5 ms to walk. Empty, 32 KB a plan."""
+SHARDS = 512
+"""Shards per generation: at 10 million keys one holds 20,000, some 3 ms to walk. Empty, 40 KB a plan.
+
+Beyond 21,845 keys a dict's indices take four bytes instead of two: with half as many shards, 6 million keys took 142
+bytes each, and now 135 at most."""
 
 PIECE_KEYS = 100
 
@@ -49,7 +52,7 @@ class Shards(Generic[Held]):
         self.census = census
         self.mask = shards - 1  # shards is a power of two
         self.young: list[dict[str, Held]] = [{} for _ in range(shards)]
-        self.old: list[dict[str, Held]] = [{} for _ in range(shards)]
+        self.old: list[dict[str, Held]] = [{}] * shards  # one for all: no key is ever put into an old one
 
     def __len__(self) -> int:
         return sum(map(len, self.young)) + sum(map(len, self.old))
@@ -83,7 +86,7 @@ class Shards(Generic[Held]):
         """Forget everything; returns the shards let go, as `turn` does."""
         dropped = [shard for shard in (*self.young, *self.old) if shard]
         self.census.buckets -= sum(map(len, dropped))
-        self.young, self.old = [{} for _ in self.young], [{} for _ in self.old]
+        self.young, self.old = [{} for _ in self.young], [{}] * len(self.old)
         return dropped
 
     def key_pieces(self) -> Iterator[list[str]]:

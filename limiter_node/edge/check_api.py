@@ -16,7 +16,6 @@ from limiter_node.core.links import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, UnknownRule, Verdict
 from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import is_name
-from limiter_node.core.shortcut import Shortcut
 from limiter_node.edge.answers import (
     Problem,
     UsualAnswers,
@@ -53,6 +52,7 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -75,9 +75,8 @@ class CheckApi:
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
-        shortcut = Shortcut(router)
-        self.shortcut = shortcut.check
-        self.lane = shortcut.lane
+        self.shortcut = router.shortcut.check
+        self.lane = router.shortcut.lane
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -290,7 +289,7 @@ class _Batch:
     def ask(self) -> bytes | None:
         """Ask for all; returns the answer when no other node is needed for it."""
         api, results, picks = self._api, self._results, self._api.tally.allowed_picks
-        rule, usual, check = "", None, None
+        lanes: dict[str, tuple[UsualAnswers | None, Callable[[str], Grant | Outcome | Forward | None]]] = {}
         has_plain_keys = is_plain_text(self._request.body)
         for index, body in enumerate(self._bodies):
             if type(body) is CheckBody and (
@@ -298,9 +297,10 @@ class _Batch:
                 if has_plain_keys
                 else body.is_usual()
             ):
-                if body.rule != rule:
-                    rule, usual, check = body.rule, api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
-                if usual is not None and check is not None:
+                if body.rule not in lanes:
+                    lanes[body.rule] = api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
+                usual, check = lanes[body.rule]
+                if usual is not None:
                     outcome = check(body.key)
                     if isinstance(outcome, tuple):
                         usual.series.allowed += 1

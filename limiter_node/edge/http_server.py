@@ -137,6 +137,7 @@ class HttpServer:
     def fell_behind(self, connection: HttpConnection) -> None:
         """Have a connection read on once it has processed its input: that may have come at any time since now."""
         self._behind.setdefault(connection, self._behind_before.get(connection) or clock.now_ns())
+        self._has_much = True
 
     def was_answered(self, connection: HttpConnection) -> None:
         """Have a connection's answers written together with those of others."""

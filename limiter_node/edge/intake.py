@@ -71,8 +71,10 @@ class Intake(asyncio.Protocol):
         return not self._input
 
     def _resume(self) -> None:
-        """Read on, unless there is a reason left not to."""
-        if self._unread_ns or self._input or self._is_full:
+        """Read on, unless there is a reason left not to; if that is its own input, once that has been handled."""
+        if self._unread_ns or self._is_full:
             return
-        if not self._transport.is_closing() and not self._transport.is_reading():
+        if self._input:
+            self._server.fell_behind(cast("HttpConnection", self))
+        elif not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()

@@ -10,7 +10,7 @@ HEAD_DETAIL = f"the headers are longer than {HEAD_BYTES_MAX} bytes"
 BODY_DETAIL = f"the body is longer than {BODY_BYTES_MAX} bytes"
 
 CONNECTIONS_MAX = 20_000
-"""Open at a time; idle ones take 10 KB each."""
+"""Open at a time; each takes 5 KB while it is idle."""
 
 PIPELINE_MAX = 256
 """Answers a connection may wait for before its reading pauses."""

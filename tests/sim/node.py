@@ -18,9 +18,10 @@ from limiter_node.core.engine import Engine
 from limiter_node.core.errors import BadRule
 from limiter_node.core.leases import Leases
 from limiter_node.core.lendings import Lendings
-from limiter_node.core.model import Check, Lent, Op
+from limiter_node.core.model import Check, Lent, Op, Verdict
 from limiter_node.core.reservations import Reservations
 from limiter_node.core.router import Router
+from limiter_node.core.shortcut import Shortcut
 from tests.sim.etcd import SimEtcd, SimSession
 from tests.sim.links import AnsweringEnd, SimLink
 from tests.sim.world import NS_PER_MS, NS_PER_S, Event
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.links import Carrier, Link
-    from limiter_node.core.model import UnknownRule, Verdict
+    from limiter_node.core.model import UnknownRule
+    from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
     from tests.sim.clock import SimClock
     from tests.sim.network import Network, Side
@@ -193,6 +195,31 @@ class WatchedEngine(Engine):
         return tokens
 
 
+class WatchedShortcut(Shortcut):
+    """The short way of peers' checks, told to the witness."""
+
+    def __init__(self, router: Router, node: SimNode, witness: Witness) -> None:
+        super().__init__(router)
+        self._node = node
+        self._witness = witness
+
+    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
+        grant_to = super().granter(rule_name, now_ns)
+        if grant_to is None:
+            return None
+
+        def grant(key: str) -> Grant | None:
+            check = Check(rule_name, key)
+            self._witness.decides(self._node, check)
+            granted = grant_to(key)
+            if granted is not None:
+                (limit, window_s), remaining, reset_ns = granted
+                self._witness.decided(self._node, check, Verdict(True, limit, remaining, reset_ns, 0, window_s))
+            return granted
+
+        return grant
+
+
 def watched(engine_class: type[Engine]) -> type[WatchedEngine]:
     """The class, with the witness between it and its callers."""
     if engine_class is Engine:
@@ -322,6 +349,7 @@ class SimNode:
         )
         self.router.leases = WatchedLeases(self.router)
         self.router.keeper.commitments.lendings = WatchedLendings(self.engine, PEER_TIMEOUT_NS, self.lives)
+        self.router.shortcut = WatchedShortcut(self.router, self, self._witness)
         self.book = RuleBook(self.engine)
         self.membership = Membership(self.name, self._set_ring)
         self.session = SimSession(self, self._etcd, self, lease_ttl_ns=LEASE_TTL_NS)

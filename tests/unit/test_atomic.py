@@ -15,12 +15,14 @@ from limiter_node.core.model import (
     BATCHES,
     CHECKS_PER_FRAME_MAX,
     HOLDS_MAX,
+    Answer,
     Ask,
     Check,
     Copies,
     Op,
     Outcome,
     Refunded,
+    Reply,
     Request,
     Settled,
     UnknownRule,
@@ -227,6 +229,17 @@ def test_what_is_set_aside_is_nobody_elses_until_it_is_given_back(fleet: Routers
     late = fleet.ask("a", held)
     assert isinstance(late, Verdict)
     assert (late.allowed, late.reason) == (False, "batch")
+
+
+def test_what_a_check_of_a_frame_sets_aside_is_not_granted_to_a_later_one(fleet: Routers) -> None:
+    key, router = fleet.keys("b")[0], fleet["b"]
+    checks = [Check("api", key), Check("api", key, BURST - 1, op=Op.RESERVE, hold=("batch", 0)), Check("api", key)]
+    replies: list[Reply] = []
+    router.on_request("a", Ask(1, router.ring.revision, checks), fleet.now_ns, replies.append)
+    fleet.let_pass(TIMEOUT_NS)  # the reservation's copy is to arrive
+    (answer,) = replies
+    assert isinstance(answer, Answer)
+    assert [isinstance(result, Verdict) and result.allowed for result in answer.results] == [True, True, False]
 
 
 def test_a_reservation_asked_for_again_is_one(fleet: Routers) -> None:

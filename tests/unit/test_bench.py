@@ -160,7 +160,7 @@ def test_the_report_names_machine_and_pictures_it_has_drawn() -> None:
 
 def test_a_bar_is_as_long_as_its_median() -> None:
     picture = plots.bars("rates", {"a": Spread(90, 100, 110), "b & c": Spread(50, 50, 50)}, ours=("a",))
-    first, second = (float(width) for width in re.findall(r'<rect x="190".*?width="([\d.]+)"', picture))
+    first, second = (float(width) for width in re.findall(r'<rect x="230".*?width="([\d.]+)"', picture))
     assert first == pytest.approx(2 * second, rel=0.01)
     assert "b &amp; c" in picture
 

@@ -96,6 +96,20 @@ def test_who_hammers_costs_the_owner_a_question_now_and_then() -> None:
     assert fleet["a"].engine.denials.told >= 9_990
 
 
+def test_nothing_is_promised_of_a_key_that_another_check_of_the_frame_has_taken_to_another_segment() -> None:
+    fleet = Fleet(rate="100/s", burst=5, segments={"free": {"rate": "10/m", "burst": 5}})
+    fleet.spend()
+    for segment in (None, "free"):
+        forward = fleet["a"].check(Check("api", fleet.key, 3, segment), fleet.now_ns)
+        assert isinstance(forward, Forward)
+        forward.reply = lambda _: None
+    fleet.talk()
+    assert fleet.at_once(3) is None
+    fleet.let_pass(60 * MS)
+    # It refills by 10 a minute since; to look for what to promise has not taken it back to 100 a second.
+    assert fleet.check("b", 0, "free").remaining == 0
+
+
 def test_it_is_told_as_the_owner_would_tell_it_with_the_time_that_has_passed(denied: Fleet) -> None:
     for _ in range(3):
         denied.now_ns += 7 * MS
@@ -290,6 +304,17 @@ def test_a_new_owner_gives_nothing_back_before_what_its_predecessor_promised_is_
     assert isinstance(denied.ask(heir, Check("api", denied.key, 2, op=Op.REFUND)), Refunded)
     assert denied.now_ns - began_ns >= LIFE_NS
     assert denied.check().allowed
+
+
+@pytest.mark.parametrize("op", [Op.REFUND, Op.FORGET])
+def test_nothing_is_promised_of_what_another_check_of_the_frame_gives_back(fleet: Fleet, op: Op) -> None:
+    fleet.spend()
+    answers: list[Any] = []
+    asked = [Check("api", fleet.key), Check("api", fleet.key, 2, op=op)]
+    fleet["b"].on_request("a", Ask(1, 7, asked), fleet.now_ns, answers.append)
+    assert not answers[0].results[0].allowed
+    assert answers[0].promises == {}
+    assert fleet.check().allowed
 
 
 def test_a_helper_promises_nothing(fleet: Fleet) -> None:
