@@ -63,7 +63,7 @@ def compare_leases(plan: Plan) -> dict[str, Any]:
                 Subject(KEPT, kept.asked, keyfile=files[1]),
                 Subject(KEPT_AT_OWNER, kept.owner, keyfile=files[1]),
             ],
-            [Figure(LENT, KEPT, 1.4), Figure(LENT, KEPT_AT_OWNER)],
+            [Figure(LENT, KEPT, 2.0), Figure(LENT, KEPT_AT_OWNER)],
             does_not_show=(
                 "a core for each node: there the owner, which takes part in every check without leases and in next to\n"
                 "  none with them, bounds the fleet"

@@ -168,14 +168,14 @@ class Stage:
         """Of the process that was started under that name."""
         return next(server.pid for server in self._servers if server.name == name)
 
-    def etcd(self, *, cpu: int) -> str:
+    def etcd(self, *, cpu: int, name: str = "etcd") -> str:
         """Start an etcd of one member; return its client URL."""
         client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        argv = ["etcd", "--name", "bench", "--data-dir", str(self.folder / "etcd"), "--logger", "zap"]
+        argv = ["etcd", "--name", "bench", "--data-dir", str(self.folder / f"{name}.data"), "--logger", "zap"]
         argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
         argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         argv += ["--initial-cluster", f"bench={peer}", "--log-level", "error"]
-        server = self.start("etcd", argv, cpu=cpu)
+        server = self.start(name, argv, cpu=cpu)
         server.wait_until("healthy", lambda: answers(f"{client}/health"))
         return client
 

@@ -37,7 +37,7 @@ def with_workers(stage: Stage, cores: int | str, numbers: Numbers, count: int) -
 
 def pair(stage: Stage, cores: Cores, numbers: Numbers, *, name: str = "bench") -> Pair:
     """Start a fleet of two; each is also the other's replica, and both work on every forwarded check."""
-    etcd = stage.etcd(cpu=cores.load)
+    etcd = stage.etcd(cpu=cores.load, name=f"{name}-etcd")
     put(etcd, f"/limiter/rules/{RULE}", numbers.rule)
     names = f"{name}-asked", f"{name}-owner"
     asked, owner = (stage.node(node, ["--etcd", etcd], cpu=cores.server) for node in names)
