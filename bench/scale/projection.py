@@ -1,8 +1,9 @@
 """What fleets larger than this machine carry, from what was measured on it; every formula is here.
 
-A node at rest costs `rest_us + peer_us x (n - 1)` microseconds of a core a second, most of it pings; a check costs
-`local_us + forwarded_us x (n - 1) / n`, for that is how likely its key is another's. Both are least squares over the
-real fleets measured. What is left of a node's core, divided by the cost of a check, is what it carries.
+A node at rest costs `rest_us + peer_us x (n - 1)` microseconds of a core a second, most of it pings: least squares over
+the real fleets. A check costs `local_us + forwarded_us x (n - 1) / n`, for that is how likely its key is another's: the
+first as one node alone was measured, the second as the largest fleet was, where hardly any two checks share a frame.
+What is left of a node's core, divided by the cost of a check, is what it carries.
 
 It knows nothing of networks, of cores shared with others, or of keys asked for more often than others.
 """
@@ -57,13 +58,14 @@ class Limit(NamedTuple):
 
 
 def fit(fleets: Sequence[Mapping[str, float]]) -> Costs:
-    """The costs that describe measured fleets best."""
+    """The costs of measured fleets; the first is one node alone, the last the largest."""
     sizes = [fleet["nodes"] for fleet in fleets]
     rest = linear_regression(
         [size - 1 for size in sizes], [fleet["rest_us_per_s"] / fleet["nodes"] for fleet in fleets]
     )
-    check = linear_regression([(size - 1) / size for size in sizes], [fleet["check_us"] for fleet in fleets])
-    return Costs(rest.intercept, rest.slope, check.intercept, check.slope)
+    local_us, largest = fleets[0]["check_us"], fleets[-1]
+    forwarded_us = (largest["check_us"] - local_us) * largest["nodes"] / (largest["nodes"] - 1)
+    return Costs(rest.intercept, rest.slope, local_us, forwarded_us)
 
 
 def carried(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

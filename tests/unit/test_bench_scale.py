@@ -66,6 +66,13 @@ def test_costs_are_found_again_in_what_fleets_of_them_would_measure() -> None:
     assert found.forwarded_us == pytest.approx(COSTS.forwarded_us)
 
 
+def test_one_node_and_the_largest_fleet_are_projected_as_measured() -> None:
+    # In small fleets checks share frames: a forwarded one costs less than in the largest.
+    found = projection.fit([fleet(1), {**fleet(3), "check_us": 20}, fleet(12)])
+    assert found.check_us(1) == pytest.approx(COSTS.check_us(1))
+    assert found.check_us(12) == pytest.approx(COSTS.check_us(12))
+
+
 def test_a_fleet_carries_what_its_cores_have_left() -> None:
     assert COSTS.checks_per_s(1) == pytest.approx((1e6 - 10_000) / 12)
     assert COSTS.checks_per_s(2) == pytest.approx((1e6 - 14_000) / 42)
