@@ -25,11 +25,6 @@ LOST_FEW = 0.1
 LOST_TAU_S = 8.0
 """In a jam that loses answers the memory fades: it is of the time before, when more came back."""
 
-FALLING = 0.8
-FALLING_S = 3.0
-"""Of the rate of some seconds ago: steering takes as much from a latency that does not heed it, a twentieth above the
-target. A queue that stands there is fed as much as it answers."""
-
 HISTORY_MAX = 128
 """Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
 
@@ -66,8 +61,6 @@ class Flow:
         self.lost_s = 0.0  # refused, or given up by their callers
         self.surplus = 0.0  # checks sent and not answered, lately
         self.memory_s = 0.0  # what could be answered, as far as known
-        self._slow_s = 0.0  # what is, over some seconds
-        self.is_falling = False
 
     @property
     def is_whole(self) -> bool:
@@ -83,8 +76,6 @@ class Flow:
 
     def remember(self, seen_s: float, span_s: float, *, is_jammed: bool) -> None:
         """Let the memory follow; in a jam that loses answers it only fades."""
-        self._slow_s += (seen_s - self._slow_s) * (1 - exp(-span_s / FALLING_S))
-        self.is_falling = seen_s < FALLING * self._slow_s
         if seen_s > self.memory_s:
             self.memory_s += (seen_s - self.memory_s) * (1 - exp(-span_s / UP_S))
         else:

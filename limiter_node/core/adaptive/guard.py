@@ -73,13 +73,6 @@ callers wait for it and nobody has said that it is too late, is as quick as the 
 BUCKET_MIN = 3.0
 """Checks a node may save up in tight times: with 8 the 24 nodes' buckets alone would be a second's queue."""
 
-OVERDRAFT_MIN = 1.0
-OVERDRAFT_S = 0.25
-"""Checks that the highest priority may draw ahead in tight times, or for how long at what is answered. A node's rate
-dances by as much as itself (adding up over nodes is what steadies it); at 44 % of the capacity that turned 11 % of the
-highest priority away, and let 25 % of the lowest in. None in a jam, which it would only make longer, and little where
-little is answered: with 4 checks a node a drop to 15 % came to 0.70, with a quarter of a second to 0.75."""
-
 TARGET_SHARE = 0.44
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
 
@@ -328,7 +321,7 @@ class Guard:
     def _is_no_queue(self, latency_ms: float) -> bool:
         """Whether answers come as late as ever, though fewer are let in than come back: they take so long now."""
         is_borne = self.objective_ms is None or latency_ms < self.objective_ms
-        return is_borne and self.normal_ms > 0 and self._flow.is_whole and self._flow.is_falling
+        return is_borne and self.normal_ms > 0 and self._flow.is_whole
 
     def _is_silent(self, now_ns: int) -> bool:
         """Whether checks go out and nothing comes back."""
@@ -366,8 +359,7 @@ class Guard:
             return
         if self.is_tight:
             rate = self._silent_rate(now_ns) if self._is_silent(now_ns) else self._tight_rate(now_ns)
-            overdraft = 0.0 if self._is_jammed else max(OVERDRAFT_S * self._rate, OVERDRAFT_MIN)
-            self._ration.set_rate(rate, now_ns, overdraft)
+            self._ration.set_rate(rate, now_ns)
             self.open_below = -inf
             return
         self._ration.set_rate(None, now_ns)

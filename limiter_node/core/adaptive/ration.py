@@ -3,13 +3,12 @@
 One bucket, so that nothing is wasted while anybody wants it. Priority p may draw while more than a reserve of 7 % of
 the bucket per step of p is left (5: 35 %, 9: 63 %), so that the lower ones are turned away first, and find the
 bucket open again whenever the higher ones leave something. Each priority below 0 earns a floor of 5 % of the rate,
-which it may draw whatever the reserves: nobody starves to nothing. Where an overdraft is allowed, priority 0 may draw
-that much on what is still to come, the others in proportion less, 9 nothing: the lower ones wait until it is earned.
+which it may draw whatever the reserves: nobody starves to nothing.
 
 Before the bucket stands the fraction of each priority that is decided for the whole fleet. It is what keeps the order
 of priorities across nodes whose mixes differ. It is spread evenly (error diffusion), and blind to who asks.
 
-Invariant: in any t seconds at most rate * t + the bucket + the overdraft is drawn. Time comes in as an argument.
+Invariant: in any t seconds at most rate * t + the bucket is drawn. Time comes in as an argument.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from limiter_node.core.adaptive.evidence import PRIORITIES
 
 NS = 1_000_000_000
 BUCKET_S = 0.25
-"""Of the rate: what a pause of demand saves up. Two ticks of a queue of 0.5 s would be a burst that is felt; with 0.1 s
-chance alone turns somebody away every few seconds, and a guard's tight times last (17 s instead of 3 after a surge)."""
+"""Of the rate: what a pause of demand saves up. Two ticks of a queue of 0.5 s would be a burst that is felt."""
 
 BUCKET_MIN = 8.0
 """Checks. With 4 the reserves leave so little that 24 nodes at 14/s each wasted a fifth of the rate."""
@@ -27,9 +25,7 @@ BUCKET_MIN = 8.0
 START_SHARE = 0.5
 """Of the bucket, when a rate begins: it begins because the backend has too much already."""
 
-RESERVE_LOWEST = 0.63
-"""Of the bucket, what priority 9 leaves to the others; 0 leaves nothing, and those between in proportion."""
-
+RESERVE_STEP = 0.07
 FLOOR_SHARE = 0.05
 FLOOR_MAX = 1.0
 """Checks that a floor may save up: a floor is a trickle and no burst."""
@@ -43,7 +39,6 @@ class Ration:
         self.rate: float | None = None  # checks per second, this node's
         self.fractions: list[float] | None = None  # by priority
         self._bucket = 0.0
-        self._overdraft = 0.0
         self._tokens = 0.0
         self._filled_ns = 0
         self._floors = [0.0] * PRIORITIES
@@ -54,16 +49,15 @@ class Ration:
         """Whether nothing is rationed."""
         return self.rate is None and self.fractions is None
 
-    def set_rate(self, rate: float | None, now_ns: int, overdraft: float = 0.0) -> None:
-        """Go over to another rate; what is saved up stays, as far as the new bucket holds it, and what is owed."""
+    def set_rate(self, rate: float | None, now_ns: int) -> None:
+        """Go over to another rate; what is saved up stays, as far as the new bucket holds it."""
         if self.rate is not None:
             self._fill(now_ns)
         if rate is not None:
             self._bucket = max(BUCKET_S * rate, self._bucket_min)
             if self.rate is None:
                 self._tokens = START_SHARE * self._bucket
-            self._tokens = max(min(self._tokens, self._bucket), -overdraft)
-            self._overdraft = overdraft
+            self._tokens = min(self._tokens, self._bucket)
         self._filled_ns = now_ns
         self.rate = rate
 
@@ -92,15 +86,13 @@ class Ration:
         if self.rate is None:
             return True
         self._fill(now_ns)
-        left = self._tokens - 1
-        if left < -self._overdraft:
+        if self._tokens < 1:
             return False
-        rank = priority / (PRIORITIES - 1)
-        if left < RESERVE_LOWEST * rank * self._bucket - self._overdraft * (1 - rank):
+        if self._tokens - 1 < RESERVE_STEP * priority * self._bucket:
             if self._floors[priority] < 1:
                 return False
             self._floors[priority] -= 1
-        self._tokens = left
+        self._tokens -= 1
         return True
 
     def _fill(self, now_ns: int) -> None:
