@@ -1,13 +1,26 @@
-"""Tables of a report, and how figures look in them."""
+"""A report: its files, its tables, and how figures look in them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from bench.stats import Spread
+
+
+def write_report(
+    folder: Path, name: str, results: Mapping[str, Any], page: str, pictures: Iterable[tuple[str, str]]
+) -> None:
+    """Write `name`.json, `name`.md and the pictures, given as file names and contents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    for file_name, picture in pictures:
+        (folder / file_name).write_text(picture)
+    (folder / f"{name}.md").write_text(page)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

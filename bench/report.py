@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from bench import plots
 from bench.hot import AT_OWNER, ELSEWHERE, KEPT, KEPT_AT_OWNER, LENT
-from bench.markdown import met_text, spread_text, table
+from bench.markdown import met_text, spread_text, table, write_report
 from bench.speed import ALONE, FORWARDED, NODE, OWNER
 from bench.stats import Spread
 from bench.workers import FOUR, ONE, TWO
@@ -39,11 +38,7 @@ the answers do.
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write the whole report of these results, as they are in speed.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-    for name, picture in pictures(results["parts"]):
-        (folder / name).write_text(picture)
-    (folder / "speed.md").write_text(page(results))
+    write_report(folder, "speed", results, page(results), pictures(results["parts"]))
 
 
 def page(results: dict[str, Any]) -> str:

@@ -153,6 +153,17 @@ class Routers:
             self.let_pass(TICK_NS)
         raise AssertionError("no outcome")
 
+    def begun(self, name: str, check: Check) -> list[Outcome]:
+        """Ask a node, and wait for nothing but the frames; the outcome will be in the list."""
+        outcomes: list[Outcome] = []
+        outcome = self.nodes[name].check(check, self.now_ns)
+        if isinstance(outcome, Forward):
+            outcome.reply = outcomes.append
+        else:
+            outcomes.append(outcome)
+        self.talk()
+        return outcomes
+
     def remaining(self, key: str, rule: str = "api") -> int:
         """What a peek sees, from any node."""
         outcome = self.ask(self.alive[0].node_id, Check(rule, key, 0))

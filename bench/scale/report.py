@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from bench import plots
-from bench.markdown import met_text, table
+from bench.markdown import met_text, table, write_report
 from bench.scale import projection
 
 if TYPE_CHECKING:
@@ -20,11 +19,7 @@ PROJECTED = {"keys", "fleets", "traffic", "rings", "watchers"}
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write the whole report of these results, as they are in scale.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
-    for name, picture in pictures(results["parts"]):
-        (folder / name).write_text(picture)
-    (folder / "scale.md").write_text(page(results))
+    write_report(folder, "scale", results, page(results), pictures(results["parts"]))
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -149,7 +149,7 @@ class Lendings:
             return
         plan = rule.holding(key) or self._engine.plan_for(rule, key, lending.segment, now_ns)
         if isinstance(plan, TokenPlan):  # else the rule has another algorithm by now, and that starts full
-            plan.credit_units(key, plan.spent(key, now_ns) + units, now_ns)
+            plan.charge_units(key, units, now_ns)
             rule.changed.add(key)
 
     def void(self, bucket: Bucket, now_ns: int) -> None:

@@ -166,9 +166,13 @@ class TokenPlan(PlanBase):
 
     def charge(self, key: str, cost: int, now_ns: int) -> None:
         """As `Plan` has it."""
+        self.charge_units(key, cost * UNIT, now_ns)
+
+    def charge_units(self, key: str, units: int, now_ns: int) -> None:
+        """As `charge`, in units."""
         if not self.has(key):
             self._moved(key, 0, now_ns)
-        self.table.put_spent(key, self.spent(key, now_ns) + cost * UNIT, now_ns)
+        self.table.put_spent(key, self.spent(key, now_ns) + units, now_ns)
 
     def refund(self, key: str, cost: int, now_ns: int) -> int:
         """Give back up to `cost` whole tokens that the key has spent; returns how many."""

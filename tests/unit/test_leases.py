@@ -56,17 +56,6 @@ class Fleet(Routers):
                 self.at_once(name)
         self.talk()
 
-    def begun(self, name: str, check: Check) -> list[Outcome]:
-        """Ask, and wait for nothing but the frames."""
-        outcomes: list[Outcome] = []
-        outcome = self[name].check(check, self.now_ns)
-        if isinstance(outcome, Forward):
-            outcome.reply = outcomes.append
-        else:
-            outcomes.append(outcome)
-        self.talk()
-        return outcomes
-
     def lease(self, name: str = "a") -> int:
         """Tokens that a node has borrowed and not granted."""
         return sum(lease.tokens for lease in self[name].leases.known.values())

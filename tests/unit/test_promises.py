@@ -13,7 +13,7 @@ from limiter_node.core import denials as denials_module
 from limiter_node.core import promises as promises_module
 from limiter_node.core.backends import parse_record
 from limiter_node.core.links import Forward
-from limiter_node.core.model import Answer, Ask, Check, Forgotten, Op, Outcome, Refunded, Verdict
+from limiter_node.core.model import Answer, Ask, Check, Forgotten, Op, Refunded, Verdict
 from limiter_node.core.promises import LIFE_MAX_NS, longest_ns
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import parse_key_entry, parse_rule
@@ -53,17 +53,6 @@ class Fleet(Routers):
     def discard(self, name: str) -> None:
         for link in self[name].links.values():
             link.outbox.clear()
-
-    def begun(self, name: str, check: Check) -> list[Outcome]:
-        """Ask, and wait for nothing; the outcome will be in the list."""
-        outcomes: list[Outcome] = []
-        outcome = self[name].check(check, self.now_ns)
-        if isinstance(outcome, Forward):
-            outcome.reply = outcomes.append
-        else:
-            outcomes.append(outcome)
-        self.talk()
-        return outcomes
 
     @property
     def asks_of_a(self) -> int:
