@@ -36,6 +36,8 @@ log = structlog.get_logger()
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 1.0
 CONNECT_TIMEOUT_S = 1.0
+HASTEN_AFTER_S = 0.1
+"""How long a dial may go without an answer before a sign of life begins another: its segments may have been lost."""
 ANSWERS_BUFFERED_MAX = 4 << 20
 """Bytes of answers a peer may leave unread before it is cut off: it would be past every deadline anyway."""
 
@@ -114,6 +116,9 @@ class PeerServer(_FrameProtocol):
         for other in self._connections:
             if other is not self and other.is_from(hello.node_id):
                 other.transport.abort()
+        link = self.router.links.get(hello.node_id)
+        if link is not None and link.state is not LinkState.UP:
+            link.carrier.hasten()
 
     def is_from(self, node_id: str) -> bool:
         """Whether that node is at the other end."""
@@ -232,6 +237,11 @@ class PeerLink:
         else:
             self._task.cancel()
             self._task = self._start()
+
+    def hasten(self) -> None:
+        """Dial now, unless a dial has just begun: a peer behind a mended link could else be waited for for 2 s."""
+        if self._client is None and self._monotonic_ns() - self._dialled_ns > HASTEN_AFTER_S * 1e9:
+            self.redial()
 
     def close(self) -> None:
         """Stop dialling and close the connection."""

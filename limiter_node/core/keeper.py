@@ -109,8 +109,15 @@ class Keeper:
         return {name for name in self.ring.members if self.fence.is_gone(name, now_ns)}
 
     def is_isolated(self, now_ns: int) -> bool:
-        """Whether the right to decide has been gone for so long that waiting for it has no sense."""
-        return self._lapsed_ns is not None and now_ns - self._lapsed_ns > self._peer_timeout_ns * WAYS_MAX / 2
+        """Whether waiting for the right to decide has no sense: it has been gone for long, and too few answer.
+
+        Where enough do, as after a cut that is over, they back this node as soon as they have let go of its keys.
+        """
+        if self._lapsed_ns is None or now_ns - self._lapsed_ns <= self._peer_timeout_ns * WAYS_MAX / 2:
+            return False
+        others = self.ring.members.keys() - {self._node_id}
+        answering = [name for name in others & self._links.keys() if now_ns < self._links[name].usable_until_ns]
+        return len(answering) < len(others) - len(others) // 2
 
     # Deciding.
 

@@ -45,6 +45,9 @@ class Carrier(Protocol):
     def redial(self) -> None:
         """Give the connection up and dial anew: the peer is silent, or has another address."""
 
+    def hasten(self) -> None:
+        """Dial now if that is to be done later, or has been waited for: the peer has just dialled this node."""
+
     def close(self) -> None:
         """End for good: the peer has left and owes no answer."""
 

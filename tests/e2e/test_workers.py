@@ -81,6 +81,7 @@ def alone() -> Iterator[NodeProcess]:
 def test_a_standalone_node_keeps_one_count_per_key_whoever_dies(alone: NodeProcess) -> None:
     assert [granted(alone, key, 12) for key in ("a", "b", "c", "d")] == [10, 10, 10, 10]
     assert metric(alone, "limiter_checks_total", rule="api") == 48
+    eventually(lambda: has_replicated(alone))
     told = status(alone)
     assert (told["node"], told["standalone"], told["ready"], told["leader"]) == ("alone", True, True, "alone.1")
     assert told["addresses"] == {"http": alone.http, "admin": alone.admin, "peer": alone.peer}

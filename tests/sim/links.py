@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.cluster import wire
-from limiter_node.cluster.peer import BACKOFF_MAX_S, BACKOFF_MIN_S, CONNECT_TIMEOUT_S
+from limiter_node.cluster.peer import BACKOFF_MAX_S, BACKOFF_MIN_S, CONNECT_TIMEOUT_S, HASTEN_AFTER_S
 from limiter_node.core.errors import BadMessage
+from limiter_node.core.links import LinkState
 from limiter_node.core.model import Frame, Hello, Reply, Request
 from tests.sim.world import NS_PER_S
 
@@ -84,6 +85,9 @@ class AnsweringEnd(_FrameEnd):
         if earlier is not None:
             earlier.side.close()
         self.node.answering[hello.node_id] = self
+        link = self.node.router.links.get(hello.node_id)
+        if link is not None and link.state is not LinkState.UP:
+            link.carrier.hasten()
 
     def on_frame(self, frame: Frame) -> None:
         if not isinstance(frame, Request):
@@ -182,6 +186,11 @@ class SimLink:
         if end is not None and self._side is not None:
             self._side.close()
             self.node.soon(self._lane, lambda: self.broken(end))
+
+    def hasten(self) -> None:
+        """Dial now, unless a dial has just begun."""
+        if self._end is None and self.node.now_ns - self._began_ns > HASTEN_AFTER_S * NS_PER_S:
+            self.redial()
 
     def close(self) -> None:
         """Stop dialling and close the connection."""

@@ -78,7 +78,7 @@ class Expect(Part, frozen=True):
     """What must hold."""
 
     settles_within_ms: int = 3_500  # after the last fault: from then on every check is decided by its owner
-    is_never_degraded: bool = False
+    degraded_only_at: tuple[str, ...] | None = None  # nodes; None: at any, while something is wrong
     is_all_or_nothing: bool = False  # so little goes wrong that no atomic batch may be spent in part
     delivers_within_ms: int | None = None  # only what was granted so shortly before a death may be unknown to others
     granted: dict[str, int] = {}  # by "rule/key": tokens granted by owners, exactly

@@ -79,6 +79,9 @@ class SilentCarrier:
     def redial(self) -> None:
         raise AssertionError
 
+    def hasten(self) -> None:
+        raise AssertionError
+
     def close(self) -> None:
         raise AssertionError
 
@@ -391,6 +394,8 @@ def test_a_check_that_has_waited_elsewhere_waits_here_no_longer_than_is_left_to_
 def test_a_node_without_the_right_for_long_does_not_let_checks_wait_any_more(node: Node) -> None:
     node.mute = {"b", "c"}
     node.now_ns = lapsed_ns = node.keeper.free_until_ns
+    for link in node.links.values():
+        link.usable_until_ns = node.now_ns
     node.tick()
     assert node.keeper.is_fenced
     longest_ns = WAYS_MAX * TIMEOUT_NS // 2
@@ -400,6 +405,17 @@ def test_a_node_without_the_right_for_long_does_not_let_checks_wait_any_more(nod
     node.tick(1)
     assert node.keeper.is_isolated(node.now_ns)
     assert node.decide() is None
+
+
+def test_checks_wait_again_for_a_right_gone_for_long_once_enough_peers_answer(node: Node) -> None:
+    node.lapse()
+    node.mute = {"b", "c"}
+    for link in node.links.values():
+        link.usable_until_ns = node.now_ns
+    node.tick(WAYS_MAX * TIMEOUT_NS)
+    assert node.decide() is None
+    node.links["c"].usable_until_ns = node.now_ns + 1  # one of two is enough to back it
+    assert isinstance(node.decide(), Forward)
 
 
 def test_the_time_without_the_right_is_counted(node: Node) -> None:

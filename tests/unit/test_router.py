@@ -58,6 +58,9 @@ class CountingCarrier:
     def redial(self) -> None:
         self.redials += 1
 
+    def hasten(self) -> None:
+        raise AssertionError
+
     def close(self) -> None:
         assert not self.is_closed
         self.is_closed = True
