@@ -41,6 +41,7 @@ from limiter_node.edge.check_log import LoggedCheckApi, log_decision
 from limiter_node.edge.http_server import HttpServer
 from limiter_node.edge.tally import Tally
 from limiter_node.fleet import Fleet
+from limiter_node.gathering import Gathering
 from limiter_node.listeners import Listeners
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class Node:
         return carrier
 
     async def _tick(self) -> None:
-        fleet_log = report.FleetLog()
+        fleet_log, gathering = report.FleetLog(), Gathering(self)
         counted_ns = clock.now_ns()
         pause_s = min(TICK_S, self.settings.replication_interval_ms / 1000)
         while True:
@@ -266,6 +267,7 @@ class Node:
             self.engine.wall.offset_ns = clock.wall_offset_ns()
             self.router.tick(now_ns)
             self.engine.tick(now_ns)
+            gathering.tick()
             self.membership.settle(now_ns)
             fleet_log.note(self, now_ns)
             if now_ns - counted_ns >= SECOND_NS:
