@@ -12,7 +12,7 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.servers import ServerError
 
@@ -75,16 +75,8 @@ def cpu_ns(pids: Sequence[int]) -> int:
 def drive(argv: list[str], pids: Sequence[int], *, expected: Expected = "allowed") -> Run:
     """Run wrk once against those servers; raise RunError when an answer was another one or a connection broke."""
     cpu_ns_before = cpu_ns(pids)
-    seconds = next(int(word[2:-1]) for word in argv if word.startswith("-d"))
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    result = _result(argv, _started(argv), expected)
     cpu_ns_used = cpu_ns(pids) - cpu_ns_before
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise RunError(f"{shlex.join(argv)} failed:\n{done.stdout}{done.stderr}")
-    result = json.loads(lines[0].removeprefix("RESULT "))
-    refused = result["requests"] if expected == "denied" else 0
-    if result["refused"] != refused or result["broken"] or not result["requests"]:
-        raise RunError(f"{shlex.join(argv)}: not every check was {expected}:\n{done.stdout}")
     checks = result["requests"] * (CHECKS_PER_BATCH if "batch" in argv else 1)
     return Run(
         checks_per_s=checks / (result["duration_us"] / 1e6),
@@ -92,3 +84,31 @@ def drive(argv: list[str], pids: Sequence[int], *, expected: Expected = "allowed
         p50_ms=result["p50_us"] / 1e3,
         p99_ms=result["p99_us"] / 1e3,
     )
+
+
+def drive_together(argvs: Sequence[list[str]], pids: Sequence[int]) -> dict[int, float]:
+    """Run wrk so many times at once, one check a request; {process: its CPU time in us, per check of all runs}."""
+    cpu_ns_before = {pid: cpu_ns([pid]) for pid in pids}
+    running = [(argv, _started(argv)) for argv in argvs]
+    checks = sum(_result(argv, process, "allowed")["requests"] for argv, process in running)
+    return {pid: (cpu_ns([pid]) - before) / 1e3 / checks for pid, before in cpu_ns_before.items()}
+
+
+def _started(argv: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _result(argv: list[str], process: subprocess.Popen[str], expected: Expected) -> dict[str, Any]:
+    seconds = next(int(word[2:-1]) for word in argv if word.startswith("-d"))
+    try:
+        output, errors = process.communicate(timeout=seconds + 30)
+    finally:
+        process.kill()
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not lines:
+        raise RunError(f"{shlex.join(argv)} failed:\n{output}{errors}")
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    refused = result["requests"] if expected == "denied" else 0
+    if result["refused"] != refused or result["broken"] or not result["requests"]:
+        raise RunError(f"{shlex.join(argv)}: not every check was {expected}:\n{output}")
+    return result

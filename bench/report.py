@@ -66,6 +66,11 @@ def targets(parts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 label = f"{figure['of']} / {figure['against']}"
                 asked = f"at least {figure['target']:g}"
                 yield label, asked, spread_text(Spread(*figure["rate"]), 2), met_text(met=figure["met"])
+    if fleet := parts.get("leases", {}).get("fleet"):
+        times = Spread(*fleet["ratio"])
+        label = f"one hot key within its limit, {fleet['nodes']} nodes with a core each, leases / none"
+        met = met_text(met=times.median >= fleet["target"])
+        yield label, f"at least {fleet['target']:g}", spread_text(times, 2), met
     latency = parts.get("latency", {})
     if latency.get("added_p99"):
         added, most = Spread(*latency["added_p99"]), latency["added_p99_max"]
@@ -123,7 +128,16 @@ def _comparison(comparison: Mapping[str, Any]) -> str:
             table(("ratio", "of rates (within a round)", "of checks in the same CPU time"), ratios),
             f"Does not show: {said}.\n",
             *([f"The owner's share of a core meanwhile: {busy:.1%}.\n"] if busy is not None else []),
+            *([_fleet(fleet)] if (fleet := comparison.get("fleet")) else []),
         ]
+    )
+
+
+def _fleet(fleet: Mapping[str, Any]) -> str:
+    busiest = (f"{spread_text(Spread.of(us), 1)} us, {name}" for name, us in fleet["busiest_us"].items())
+    return (
+        f"The key asked for at all of {fleet['nodes']} nodes at once, which share a core here; CPU time of the busiest"
+        f" node, per check of all, which bounds a fleet whose nodes have a core each: {'; '.join(busiest)}.\n"
     )
 
 

@@ -192,9 +192,11 @@ class Engine:
 
     def take_changed(self) -> list[tuple[str, str]]:
         """(rule, key) of every bucket that something was granted from since the last call."""
-        changed = [(name, key) for name, rule in self.rules.items() if rule.changed for key in rule.changed]
-        for name, _ in changed:
-            self.rules[name].changed.clear()
+        changed: list[tuple[str, str]] = []
+        for name, rule in self.rules.items():
+            if rule.changed:
+                changed += [(name, key) for key in rule.changed]
+                rule.changed.clear()
         for more in (self.holds.changed, self.settlements.changed):
             changed.extend(more)
             more.clear()
@@ -239,7 +241,8 @@ class Engine:
         key = copy.key
         target = self.plan_for(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
-        holding = target if target.has(key) else rule.holding(key)
+        is_there = (rule.only is target and not rule.own) or target.has(key)
+        holding = target if is_there else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
             self.holds.drop((copy.rule, key))
             if holding is not None:

@@ -148,6 +148,8 @@ class RuleInForce:
 
     def holding(self, key: str) -> Plan | None:
         """The plan whose table has the key's bucket."""
+        if self.only is not None and not self.own:
+            return self.only if self.only.has(key) else None
         return next((plan for plan in self.places(key) if plan.has(key)), None)
 
     def drop_empty(self) -> None:

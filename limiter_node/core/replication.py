@@ -26,7 +26,7 @@ from limiter_node.core.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Forward
@@ -100,11 +100,12 @@ class Outlet:
         self.epoch = -1  # of the peer, when it last asked for all
         self.barrier = Barrier()  # what was due then
 
-    def add(self, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
-        """Have a bucket sent."""
+    def add(self, buckets: Iterable[Bucket], now_ns: int, *, forgets: bool = False) -> None:
+        """Have buckets sent."""
         if not self.is_busy:
             self.confirmed_ns = now_ns
-        self.due[bucket] = forgets or self.due.get(bucket, False)
+        for bucket in buckets:
+            self.due[bucket] = forgets or self.due.get(bucket, False)
 
     def add_bulk(self, bucket: Bucket, now_ns: int) -> None:
         """Have a bucket sent when there is nothing more urgent."""
@@ -211,21 +212,24 @@ class Replication:
 
         A copy that this node holds for another may change too, when the rules do; that is no news to anybody.
         """
+        changed: dict[str, list[Bucket]] = {}
         for bucket in self._engine.take_changed():
             owner, replica = ring.holders(bucket[1])
             if owner == self._node_id and replica is not None:
-                self.outlet(replica).add(bucket, now_ns)
+                changed.setdefault(replica, []).append(bucket)
+        for replica, buckets in changed.items():
+            self.outlet(replica).add(buckets, now_ns)
 
     def put(self, ring: Ring, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
         """Have the other holders of a bucket told of it at once; with `forgets`, that it is full again."""
         for name in ring.holders(bucket[1]):
             if name is not None and name != self._node_id:
-                self.outlet(name).add(bucket, now_ns, forgets=forgets)
+                self.outlet(name).add([bucket], now_ns, forgets=forgets)
 
     def hold(self, name: str, bucket: Bucket, forward: Forward, outcome: Outcome, now_ns: int) -> None:
         """Keep an outcome back until a peer has the bucket."""
         outlet = self.outlet(name)
-        outlet.add(bucket, now_ns)
+        outlet.add([bucket], now_ns)
         outlet.held.setdefault(bucket, []).append((forward, outcome))
         self._wake(name)
 

@@ -395,7 +395,7 @@ class Router:
         """Let go of peers that left the ring, once they have answered and told all."""
         for name, link in list(self.links.items()):
             is_here = name in self.ring.members or name in self.ring.leavers
-            if not is_here and not link.pending and not self.keeper.needs(link):
+            if not is_here and not link.pending and not link.outbox and not self.keeper.needs(link):
                 del self.links[name]
                 self.keeper.part(name)
                 link.carrier.close()

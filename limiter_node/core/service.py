@@ -92,7 +92,7 @@ class Service:
             result = results[index] if 0 <= index < len(results) else None
             if isinstance(result, Forward):
                 result.trace = trace  # it may have to go on to another node
-        if any(isinstance(result, Forward) for result in results):
+        if Forward in map(type, results):
             LateResults(results, done)
         else:
             done(cast("list[Result]", results))

@@ -308,6 +308,8 @@ class Ledger:
         account = self._account(node, check)
         if verdict.allowed and verdict.would_allow is not False and check.op is not Op.RESERVE:
             self._note_grant(node, account, check.cost)
+        if _comes_late(node, check, verdict):
+            return None
         return _book(account, self._numbers(account), check, verdict)
 
     def ended(self, node: SimNode, check: Check, tokens: int, *, is_spent: bool) -> str | None:
@@ -433,11 +435,18 @@ def _has_told(node: SimNode, account: Account) -> bool:
     )
 
 
+def _comes_late(node: SimNode, check: Check, verdict: Verdict) -> bool:
+    """Whether a reservation is refused because its batch is over; in shadow mode the verdict does not say why."""
+    if check.op is not Op.RESERVE or (verdict.allowed and verdict.would_allow is not False):
+        return False
+    assert check.hold is not None
+    is_over = node.engine.holds.has_ended((check.rule, check.key), check.hold[0])
+    return is_over or verdict.reason == "batch"
+
+
 def _book(account: Account, now: Numbers, check: Check, verdict: Verdict) -> str | None:
     """Compare one decision with the account; returns what is wrong with it."""
     meter, capacity = account.meter, now.capacity
-    if check.op is Op.RESERVE and verdict.reason == "batch":
-        return None  # it came late, and its batch is over
     is_allowed = verdict.allowed if verdict.would_allow is None else verdict.would_allow
     tokens = check.cost or 1
     if account.is_moved:

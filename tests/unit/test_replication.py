@@ -231,7 +231,7 @@ def test_what_has_changed_goes_before_what_is_handed_over(sender: Sender) -> Non
     sender.spend(*MINE)
     for key in MINE[1:]:
         outlet.add_bulk(("api", key), sender.now_ns)
-    outlet.add(("api", K), sender.now_ns)
+    outlet.add([("api", K)], sender.now_ns)
     first, second = sender.frames()
     assert keys_in([first]) == [K]
     assert keys_in([second]) == MINE[1 : COPIES_PER_FRAME + 1]
@@ -240,7 +240,7 @@ def test_what_has_changed_goes_before_what_is_handed_over(sender: Sender) -> Non
 def test_what_is_due_anyway_is_not_handed_over_too(sender: Sender) -> None:
     outlet = sender.replication.outlet("b")
     sender.spend(K)
-    outlet.add(("api", K), sender.now_ns)
+    outlet.add([("api", K)], sender.now_ns)
     outlet.add_bulk(("api", K), sender.now_ns)
     assert sender.send_all("b") == [K]
 
@@ -331,7 +331,7 @@ def test_a_peer_is_past_a_barrier_when_it_has_confirmed_all_that_was_due_then(se
     outlet, barrier = sender.replication.outlet("b"), Barrier()
     sender.spend(*MINE)
     for key in MINE[: COPIES_PER_FRAME + 1]:
-        outlet.add(("api", key), sender.now_ns)
+        outlet.add([("api", key)], sender.now_ns)
     outlet.add_bulk(("api", MINE[COPIES_PER_FRAME + 1]), sender.now_ns)
     assert not outlet.is_past(barrier)
     # What comes later does not count.
@@ -354,15 +354,15 @@ def test_a_peer_is_past_a_barrier_when_it_has_confirmed_all_that_was_due_then(se
 def test_acks_of_later_frames_do_not_help_past_a_barrier(sender: Sender) -> None:
     outlet, barrier = sender.replication.outlet("b"), Barrier()
     sender.spend(*MINE[:2])
-    outlet.add(("api", MINE[0]), sender.now_ns)
+    outlet.add([("api", MINE[0])], sender.now_ns)
     assert not outlet.is_past(barrier)
     (first,) = sender.frames()
     assert not outlet.is_past(barrier)
-    outlet.add(("api", MINE[1]), sender.now_ns)
+    outlet.add([("api", MINE[1])], sender.now_ns)
     (second,) = sender.frames()
     sender.ack(second)
     assert not outlet.is_past(barrier)
-    outlet.add(("api", MINE[1]), sender.now_ns)
+    outlet.add([("api", MINE[1])], sender.now_ns)
     sender.frames()
     sender.ack(first)
     assert outlet.is_past(barrier)
@@ -371,7 +371,7 @@ def test_acks_of_later_frames_do_not_help_past_a_barrier(sender: Sender) -> None
 def test_a_peer_that_nothing_is_due_at_is_past_every_barrier() -> None:
     outlet, barrier = Outlet(), Barrier()
     assert outlet.is_past(barrier)
-    outlet.add(("api", K), NOW_NS)
+    outlet.add([("api", K)], NOW_NS)
     assert outlet.is_past(barrier)
     assert not outlet.is_past(Barrier())
 
@@ -379,7 +379,7 @@ def test_a_peer_that_nothing_is_due_at_is_past_every_barrier() -> None:
 def test_a_barrier_is_set_anew_when_the_way_breaks(sender: Sender) -> None:
     outlet, barrier = sender.replication.outlet("b"), Barrier()
     sender.spend(*MINE[:2])
-    outlet.add(("api", MINE[0]), sender.now_ns)
+    outlet.add([("api", MINE[0])], sender.now_ns)
     assert not outlet.is_past(barrier)
     sender.frames()
     assert not outlet.is_past(barrier)

@@ -787,6 +787,19 @@ def test_what_a_leaver_hangs_up_on_goes_to_the_new_owner(node: Fixture) -> None:
     assert node.closed == ["b"]
 
 
+def test_what_a_leaver_is_named_the_owner_of_is_asked_of_it_before_it_is_let_go(node: Fixture) -> None:
+    node.check(MOVES_TO_C)
+    (ask,) = node.flush("b")
+    node.join("a", "c", revision=8)
+    node.answer("b", ask.id, NotOwner("b"), revision=9)
+    node.tick()
+    assert node.closed == []
+    node.answer("b", node.flush("b")[0].id, ALLOWED)
+    assert node.outcomes == [ALLOWED]
+    node.tick()
+    assert node.closed == ["b"]
+
+
 def test_an_older_ring_is_refused(node: Fixture) -> None:
     node.join("a", revision=6)
     assert (node.router.ring.revision, len(node.router.ring.members), node.closed) == (7, 3, [])
