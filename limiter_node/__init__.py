@@ -6,7 +6,7 @@ A map of the package, in reading order:
     cluster/     node to node: frames, links, membership of the ring
     control/     what etcd or a rules file holds: session, rulebook, and the way from files to etcd
     edge/        what the outside touches: check API, admin API, metrics
-    app          builds every object, starts and stops them in order; `listeners` and `fleet` are two of its parts
+    app          builds every object, starts and stops them; parts: `listeners`, `fleet`, `collector`, `gathering`
     supervisor   runs the workers of a node that has several
     settings     one node's options, parsed and validated at once
     cli          the commands; `applying` and `status` are what two of them say

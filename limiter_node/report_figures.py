@@ -23,6 +23,7 @@ from limiter_node.edge.figures import (
     Quantiles,
     Second,
     encode,
+    renewed,
 )
 from limiter_node.edge.tally import LATENCY_S
 from limiter_node.report import circuit, gone
@@ -105,6 +106,13 @@ class Recorder:
                 second.error_rate = round(signal.error_rate, 4)
                 second.answers = round(signal.throughput, 1)
         return seconds
+
+    def renew(self) -> None:
+        """Have the seconds in other memory: what they were made in lies among things that are gone.
+
+        Takes 0.1 ms, with 20 backends 4 ms.
+        """
+        self._seconds = deque(renewed(self._seconds), maxlen=SECONDS_MAX)
 
     def tell(self, seconds: int) -> bytes:
         """For a peer; less, or nothing, where it would not fit a frame."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.fence import ALWAYS_NS
+from limiter_node.core.remains import Remains
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Custody:
         self._node_id = node_id
         self._rings: list[Ring] = [NO_RING]  # in force since this node last was whole
         self._since: dict[Bucket, int] = {}  # for buckets pulled since: how many rings there were then
-        self._dying: list[dict[Bucket, int]] = []
+        self.remains = Remains()
 
     def begin(self, ring: Ring, others: set[str], *, missed: bool) -> None:
         """Something may be known to others: the ring has changed, or (`missed`) this node had lost its right."""
@@ -62,7 +63,7 @@ class Custody:
         self.pending |= others
         if missed:
             self._rings = [NO_RING]
-            self._dying.append(self._since)
+            self.remains.add([self._since])
             self._since = {}
         self._rings.append(ring)
         for bucket, parked in self.parked.items():
@@ -141,18 +142,11 @@ class Custody:
 
     def tick(self) -> None:
         """Free a bounded piece of what is not needed any more."""
-        left = FORGOTTEN_PER_TICK
-        while self._dying and left > 0:
-            dying = self._dying[-1]
-            for _ in range(min(left, len(dying))):
-                dying.popitem()
-                left -= 1
-            if not dying:
-                self._dying.pop()
+        self.remains.free(FORGOTTEN_PER_TICK)
 
     def _become_whole(self) -> None:
         if not any(name in self._rings[-1].members for name in self.untold):
             self.untold.clear()
         del self._rings[:-1]
-        self._dying.append(self._since)
+        self.remains.add([self._since])
         self._since = {}

@@ -37,6 +37,7 @@ from limiter_node.core.model import (
 )
 from limiter_node.core.orphans import Orphans
 from limiter_node.core.plan import move, pass_gate, share_of, tables
+from limiter_node.core.remains import Remains
 from limiter_node.core.reservations import UNKNOWN_RULE, Reservations, shadowed
 from limiter_node.core.rules import DEFAULT_SEGMENT
 from limiter_node.core.settlements import Settlements
@@ -80,9 +81,9 @@ class Engine:
         self.settlements = Settlements()
         self.reservations = Reservations(self)
         self.denials = Denials(self)  # of keys that other nodes own
+        self.remains = Remains()  # of what was forgotten
         self._census = Census(buckets_max)
         self._orphans = Orphans()
-        self._dying: list[dict[str, Any]] = []
         self._sweep: Iterator[Shards[Any]] = iter(())
         self._swept_ns = 0
         self._hand = 0  # where the search for room goes on, a shard's index
@@ -298,7 +299,7 @@ class Engine:
             self.rules.pop(name, None)
             self.holds.drop_rule(name)
             if known is not None:
-                self._dying += known.release()
+                self.remains.add(known.release())
             return
         ppm = self.backends.ppm(rule.backend) if rule.backend else PPM
         if known is None:
@@ -341,14 +342,14 @@ class Engine:
         self.settlements.tick(now_ns)
         done = 0
         for table in islice(self._sweep, TABLES_PER_TICK):
-            self._dying += table.rotate(now_ns)
+            self.remains.add(table.rotate(now_ns))
             done += 1
         if done < TABLES_PER_TICK and now_ns - self._swept_ns >= SWEEP_PERIOD_NS:
             self._swept_ns = now_ns
             for rule in self.rules.values():
                 rule.drop_empty()
-            self._sweep = iter(self._tables())
-        self._free(RELEASED_PER_TICK)
+            self._sweep = iter(self.all_tables())
+        self.remains.free(RELEASED_PER_TICK)
 
     # How.
 
@@ -388,23 +389,13 @@ class Engine:
         priorities = rule.rule.priorities
         return priorities.get(segment or DEFAULT_SEGMENT, priorities[DEFAULT_SEGMENT])
 
-    def _tables(self) -> list[Shards[Any]]:
+    def all_tables(self) -> list[Shards[Any]]:
+        """All that holds buckets."""
         return [table for rule in self.rules.values() for plan in rule.all_plans() for table in tables(plan)]
-
-    def _free(self, budget: int) -> None:
-        while budget > 0 and self._dying:
-            shard = self._dying[-1]
-            if len(shard) <= budget:
-                budget -= max(1, len(shard))
-                self._dying.pop()
-            else:
-                for _ in range(budget):
-                    shard.popitem()
-                return
 
     def _make_room(self, now_ns: int) -> None:
         """Forget the buckets nearest to full: of all when there are few, else of a sample by hash."""
-        held = self._tables()
+        held = self.all_tables()
         sample: list[tuple[int, str, Shards[Any]]] = []
         for offset in range(SHARDS):
             for shards in held:

@@ -92,6 +92,8 @@ class HttpConnection(Intake):
         self._is_closing = True
         self._queue.clear()
         self._server.connections.discard(self)
+        # They refer to this, and nothing is parsed or answered any more: it is freed at once only when it forgets them.
+        del self._parser, self._spare
 
     def eof_received(self) -> bool:
         # The reads before it are answered later, some answers come from other nodes: stay until then.

@@ -9,6 +9,8 @@ as OTHER; of keys the sketches hold HITTERS. No key is ever in a metric.
 
 from __future__ import annotations
 
+import pickle
+from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -63,7 +65,7 @@ class Histogram:
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
         self.bounds_s = bounds_s
-        self.counts = [0] * (len(bounds_s) + 1)
+        self.counts = array("q", bytes(8 * (len(bounds_s) + 1)))  # in one place: see `gathering`
         self.sum_s = 0.0
 
     def observe(self, took_s: float, weight: int = 1) -> None:
@@ -115,6 +117,10 @@ class Lately:
         if now_ns - self._began_ns >= STRETCH_NS:
             self._before, self.now = self.now, HeavyHitters(HITTERS)
             self._before_ns, self._began_ns = self._began_ns, now_ns
+
+    def renew(self) -> None:
+        """Have all that is kept in other memory: what it was made in lies among things that are gone. Takes 0.5 ms."""
+        self.now, self._before = pickle.loads(pickle.dumps((self.now, self._before)))  # noqa: S301  # its own
 
     def top(self, count: int, now_ns: int) -> list[tuple[Key, float]]:
         """The heaviest keys and how many a second, at the least; the heaviest first."""

@@ -298,6 +298,6 @@ def test_what_was_pulled_is_let_go_in_bounded_pieces() -> None:
     custody.take_ready(as_replica_only=False)
     custody.release("b")
     for left in (count, count - FORGOTTEN_PER_TICK, 1, 0):
-        assert sum(map(len, custody._dying)) == left
+        assert len(custody.remains) == left
         custody.tick()
-    assert custody._dying == []
+    assert not custody.remains

@@ -1,6 +1,8 @@
 """When the listener ends, and what had been read before."""
 
 import asyncio
+import gc
+import weakref
 
 from limiter_node.edge.http import HttpConnection
 from limiter_node.edge.http_server import HttpServer
@@ -46,3 +48,22 @@ async def test_a_check_read_in_the_pass_in_which_the_listener_stops_is_answered_
     connection.data_received(b"GET /v1/check?rule=r&key=k HTTP/1.1\r\nHost: n\r\n\r\n")
     await server.stop(0.0)
     assert (app.granted, client.received, client.is_closed) == (1, ANSWER, True)
+
+
+async def test_a_connection_that_is_gone_leaves_nothing_for_the_collector() -> None:
+    server = HttpServer(Grants())
+    await server.start("127.0.0.1", 0)
+    gc.disable()
+    try:
+        connection = HttpConnection(server)
+        connection.connection_made(Client())
+        connection.data_received(b"GET /v1/check?rule=r&key=k HTTP/1.1\r\nHost: n\r\n\r\n")
+        await asyncio.sleep(0)  # a pass, in which it is answered
+        connection.connection_lost(None)
+        trace = weakref.ref(connection)
+        del connection
+        await asyncio.sleep(0)
+        assert trace() is None
+    finally:
+        gc.enable()
+        await server.stop(0.0)

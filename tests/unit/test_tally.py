@@ -134,5 +134,5 @@ def test_a_time_falls_into_the_first_bound_that_holds_it() -> None:
     histogram = Histogram((0.1, 1.0))
     for took_s in (0.05, 0.1, 0.5, 7.0):
         histogram.observe(took_s, 2)
-    assert histogram.counts == [4, 2, 2]
+    assert list(histogram.counts) == [4, 2, 2]
     assert histogram.sum_s == pytest.approx(15.3)
