@@ -31,6 +31,9 @@ class Wire:
     def wake(self) -> None:
         self.is_awake = True
 
+    def hasten(self) -> None:
+        pass
+
     def redial(self) -> None:
         pass
 

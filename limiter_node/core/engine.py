@@ -326,10 +326,9 @@ class Engine:
                 continue
             if before and before.pattern:
                 rule.change_pattern(name, others, now_ns)
-            elif own := rule.own.get(written):
-                if own.has(name) and move(name, own, self.plan_for(rule, name, None, now_ns), now_ns):
-                    rule.changed.add(name)
-                rule.leave_own(name, written)
+            elif written in rule.own:
+                plan = self.plan_for(rule, name, None, now_ns)
+                rule.leave_own(name, written, plan, now_ns, is_own=others is not None)
 
     def rescale(self, backend: str, now_ns: int) -> None:
         """Scale the plans of every rule that names the backend by the multiplier that is in force now."""

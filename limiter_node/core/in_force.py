@@ -125,9 +125,17 @@ class RuleInForce:
             self._fade(plan, now_ns)
         self._relate()
 
-    def leave_own(self, key: str, written: Limits) -> None:
-        """Forget a key under the plan of its own limits, and with the last key, whoever that is, the plan."""
-        held = tables(self.own[written])
+    def leave_own(self, key: str, written: Limits, plan: Plan, now_ns: int, *, is_own: bool) -> None:
+        """Move a key from the plan of its own limits to another; with its last key, whoever that is, that plan goes.
+
+        What this node granted alone counts on where the other plan `is_own`, too.
+        """
+        own = self.own[written]
+        if own.has(key) and move(key, own, plan, now_ns):
+            self.changed.add(key)
+        if own.share is not None and is_own:
+            move(key, own.share, share_of(plan, own.share.parts, now_ns), now_ns)
+        held = tables(own)
         for table in held:
             table.forget(key)
         if not any(map(len, held)):

@@ -131,6 +131,10 @@ class JointPlan(PlanBase):
         """None: there is no short way."""
         return None
 
+    def grants(self, keys: Sequence[str], now_ns: int) -> list[Grant | None]:
+        """None of any, likewise."""
+        return [None] * len(keys)
+
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key under every limit if all have them; cost 0 is a peek."""
         states = self._states(key, now_ns)

@@ -7,14 +7,16 @@ any of the rare things applies. A GET takes 10,000 instructions of 52,000 less s
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Check
 from limiter_node.core.plan import turned_away
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from limiter_node.core.in_force import RuleInForce
     from limiter_node.core.links import Forward
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
@@ -66,25 +68,60 @@ class Shortcut:
             rule.changed.add(key)
         return grant
 
-    def lane(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | Outcome | Forward | None]:
-        """What does the same for many keys of a rule at one time; if nothing rare applies to any, in 0.15 us less."""
-        grant = self.granter(rule_name, now_ns)
-        if grant is None:
-            return lambda key: self.check(rule_name, key, now_ns)
-        if not self._engine.has_copies:
-            return grant  # there is no other node
-        router, owner_of, node_id = self._router, self._router.ring.owner, self._router.node_id
+    def checks(
+        self, rule_name: str, keys: Sequence[str], now_ns: int
+    ) -> list[Grant | None] | list[Grant | Outcome | Forward | None] | None:
+        """What `check` comes to for each of these keys in turn; None, and nothing done, if anything rare may apply.
 
-        def check(key: str) -> Grant | Outcome | Forward | None:
-            owner = owner_of(key)
-            if owner == node_id:
-                return grant(key)
-            return router.pass_on(owner, Check(rule_name, key), now_ns)
+        Whose `Grant` is None denies or is rare: to ask the router for it after the others is as good as in between, for
+        the buckets have nothing to do with each other.
+        """
+        router = self._router
+        if not self._engine.has_copies:  # there is no other node
+            return self.grants(rule_name, keys, now_ns)
+        if self._unhindered(rule_name, len(keys), now_ns) is None:
+            return None
+        owners = [*map(router.ring.owner, keys)]
+        own = [key for key, owner in zip(keys, owners, strict=True) if owner == router.node_id]
+        grants = self.grants(rule_name, own, now_ns)
+        if grants is None or len(own) == len(keys):
+            return grants
+        granted = iter(grants)
+        return [
+            next(granted) if owner == router.node_id else router.pass_on(owner, Check(rule_name, key), now_ns)
+            for key, owner in zip(keys, owners, strict=True)
+        ]
 
-        return check
+    def grants(self, rule_name: str, keys: Sequence[str], now_ns: int) -> list[Grant | None] | None:
+        """As `checks`, for keys that this node owns."""
+        rule = self._unhindered(rule_name, len(keys), now_ns)
+        if rule is None:
+            return None
+        grants = rule.default.grants(keys, now_ns)
+        if self._engine.has_copies:
+            rule.changed.update(compress(keys, grants))
+        return grants
 
     def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
-        """What does the same for many of this node's own keys, if nothing rare applies to any."""
+        """What does the same for such keys one at a time: of a few it takes less than `grants`."""
+        rule = self._unhindered(rule_name, 0, now_ns)
+        if rule is None:
+            return None
+        grant_to = rule.default.grant
+        if not self._engine.has_copies:
+            return lambda key: grant_to(key, now_ns)
+        changed = rule.changed
+
+        def grant(key: str) -> Grant | None:
+            granted = grant_to(key, now_ns)
+            if granted is not None:
+                changed.add(key)
+            return granted
+
+        return grant
+
+    def _unhindered(self, rule_name: str, count: int, now_ns: int) -> RuleInForce | None:
+        """The rule, if nothing rare applies to any check of so many keys under it: what `check` asks for each."""
         engine = self._engine
         rule = engine.rules.get(rule_name)
         if (
@@ -96,17 +133,7 @@ class Shortcut:
             or engine.entries.named
             or self._held
             or self._movable
+            or engine.buckets + count > engine.buckets_max  # to make room for one may forget another
         ):
             return None
-        grant_to = rule.default.grant
-        if not engine.has_copies:
-            return lambda key: grant_to(key, now_ns)
-        changed = rule.changed
-
-        def grant(key: str) -> Grant | None:
-            granted = grant_to(key, now_ns)
-            if granted is not None:
-                changed.add(key)
-            return granted
-
-        return grant
+        return rule

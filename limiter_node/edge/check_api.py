@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from limiter_node.core.links import Forward
@@ -24,23 +23,21 @@ from limiter_node.edge.answers import (
     unknown_rule,
     usual_grant,
     verdict_answer,
-    verdict_json,
 )
 from limiter_node.edge.atomic_batch import AtomicBatch, RefundRequest
+from limiter_node.edge.batch import Batch
 from limiter_node.edge.explaining import ExplainedCheck
 from limiter_node.edge.requests import (
     ASKED_FIELDS,
     PLAIN_GET,
-    CheckBody,
     bad_field,
-    check_or_problem,
     decode_batch,
     decode_check,
+    decode_plain_batch,
     decode_refund,
     decode_report,
     decoded,
     find_unplain,
-    is_plain_text,
     match_plain_get,
     named_in_report,
     parse_query,
@@ -52,7 +49,6 @@ from limiter_node.edge.tally import FORWARDED, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
     from limiter_node.edge.exchange import Slot
     from limiter_node.edge.http import HttpConnection
@@ -76,7 +72,6 @@ class CheckApi:
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
         self.shortcut = router.shortcut.check
-        self.lane = router.shortcut.lane
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -245,8 +240,13 @@ class CheckApi:
 
     def _post_batch(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
+        plain = decode_plain_batch(request.body)
+        if plain is not None:
+            return Batch(self, len(plain), request, slot).ask_plain(plain)
         bodies, is_atomic = decode_batch(request.body)
-        return (AtomicBatch if is_atomic else _Batch)(self, bodies, request, slot).ask()
+        if is_atomic:
+            return AtomicBatch(self, bodies, request, slot).ask()
+        return Batch(self, len(bodies), request, slot).ask(bodies)
 
     def _post_refund(self, request: HttpConnection, query: bytes, slot: Slot) -> bytes | None:
         require_json(request.content_type, query)
@@ -268,88 +268,3 @@ class CheckApi:
         for latency_ms, kind, count in outcomes:
             gate.report(latency_ms, kind, count, request.now_ns)
         return json_answer(b'{"accepted":%d}' % len(outcomes), request.date, request.connection_header, 202)
-
-
-class _Batch:
-    """Checks of one request: each decided where its key lives, answered together once all are.
-
-    All checks for one node leave in one frame, so a batch costs one round trip however many owners it has.
-    """
-
-    def __init__(self, api: CheckApi, bodies: list[CheckBody | Problem], request: HttpConnection, slot: Slot) -> None:
-        self._api = api
-        self._bodies = bodies
-        self._request = request
-        self._connection_header = request.connection_header
-        self._slot = slot
-        self._results = [""] * len(bodies)
-        self._missing = 0
-        self._began_ns = request.now_ns
-
-    def ask(self) -> bytes | None:
-        """Ask for all; returns the answer when no other node is needed for it."""
-        api, results, picks = self._api, self._results, self._api.tally.allowed_picks
-        lanes: dict[str, tuple[UsualAnswers | None, Callable[[str], Grant | Outcome | Forward | None]]] = {}
-        has_plain_keys = is_plain_text(self._request.body)
-        for index, body in enumerate(self._bodies):
-            if type(body) is CheckBody and (
-                body.cost == 1 and body.segment is msgspec.UNSET and 0 < len(body.key) <= 512
-                if has_plain_keys
-                else body.is_usual()
-            ):
-                if body.rule not in lanes:
-                    lanes[body.rule] = api.usual.get(body.rule), api.lane(body.rule, self._began_ns)
-                usual, check = lanes[body.rule]
-                if usual is not None:
-                    outcome = check(body.key)
-                    if isinstance(outcome, tuple):
-                        usual.series.allowed += 1
-                        picks.left -= 1
-                        if not picks.left:
-                            api.tally.look(picks, body.rule, body.key, self._began_ns)
-                        results[index] = usual.result(outcome)
-                        continue
-                    if outcome is not None:
-                        self._take(index, to_check(body), outcome)
-                        continue
-            self._ask_one(index, body)
-        return None if self._missing else self._answer()
-
-    def _ask_one(self, index: int, body: CheckBody | Problem) -> None:
-        check = check_or_problem(body)
-        if isinstance(check, Problem):
-            self._put_problem(index, check)
-        else:
-            self._take(index, check, self._api.ask(check, self._began_ns))
-
-    def _take(self, index: int, check: Check, outcome: Outcome | Forward | Problem) -> None:
-        if isinstance(outcome, Forward):
-            self._missing += 1
-            outcome.reply = partial(self._late, index, check)
-        else:
-            self._put(index, check, LOCAL, outcome)
-
-    def _late(self, index: int, check: Check, outcome: Outcome) -> None:
-        self._put(index, check, FORWARDED, outcome)
-        self._missing -= 1
-        if not self._missing:
-            self._slot.fill(self._answer())
-
-    def _put(self, index: int, check: Check, path: str, outcome: Outcome | Problem) -> None:
-        verdict = self._api.judge(check, outcome, self._began_ns, path)
-        if isinstance(verdict, Problem):
-            self._put_problem(index, verdict)
-            return
-        grant = usual_grant(verdict)
-        usual = self._api.usual.get(check.rule)
-        if grant is not None and usual is not None:
-            self._results[index] = usual.result(grant)
-        else:
-            self._results[index] = verdict_json(check.rule, verdict)
-
-    def _put_problem(self, index: int, problem: Problem) -> None:
-        self._results[index] = msgspec.json.encode({"error": problem.document()}).decode()
-
-    def _answer(self) -> bytes:
-        body = f'{{"results":[{",".join(self._results)}]}}'.encode()
-        return json_answer(body, self._request.date, self._connection_header)

@@ -6,7 +6,7 @@ Pure. Whatever is wrong is a `Problem` whose detail begins with the field and en
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -71,6 +71,21 @@ class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
     atomic: bool = False
 
 
+class PlainBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A check of one token, no segment, and a key that is well-formed if all of it can be printed."""
+
+    rule: str
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    cost: Literal[1] = 1
+
+
+class PlainBatchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A batch of such, as nearly all are: decoded so, none of its checks needs a second look."""
+
+    checks: Annotated[list[PlainBody], msgspec.Meta(min_length=1, max_length=BATCH_MAX)]
+    atomic: bool = False
+
+
 class RawBatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose checks are looked at one by one."""
 
@@ -126,6 +141,7 @@ _decode_item: Callable[[bytes], CheckBody] = msgspec.json.Decoder(CheckBody).dec
 _decode_named: Callable[[bytes], NamedBody] = msgspec.json.Decoder(NamedBody).decode
 _decode_report: Callable[[bytes], ReportBody] = msgspec.json.Decoder(ReportBody).decode
 _decode_batch: Callable[[bytes], BatchBody] = msgspec.json.Decoder(BatchBody).decode
+_decode_plain_batch: Callable[[bytes], PlainBatchBody] = msgspec.json.Decoder(PlainBatchBody).decode
 _decode_raw_batch: Callable[[bytes], RawBatchBody] = msgspec.json.Decoder(RawBatchBody).decode
 
 # The usual request line: these fields in this order, and nothing that needs decoding. One match does the work of
@@ -240,6 +256,17 @@ def _outcome(index: int, outcome: OutcomeBody) -> tuple[float | None, Kind, int]
 def decode_refund(body: bytes) -> Check:
     """The refund in a body."""
     return replace(to_check(decoded(body, _decode_refund, allowed=ALLOWED_IN_REFUND)), op=Op.REFUND)
+
+
+def decode_plain_batch(body: bytes) -> list[PlainBody] | None:
+    """The checks of a batch that is not atomic, if all are plain; None for any other."""
+    if not is_plain_text(body):
+        return None
+    try:
+        batch = _decode_plain_batch(body)
+    except UNDECODABLE:
+        return None
+    return None if batch.atomic else batch.checks
 
 
 def decode_batch(body: bytes) -> tuple[list[CheckBody | Problem], bool]:

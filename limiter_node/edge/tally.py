@@ -179,6 +179,16 @@ class Tally:
         if not picks.left:
             self.look(picks, check.rule, check.key, began_ns, path)
 
+    def count_usual(self, series: Series, keys: Sequence[str], began_ns: int) -> None:
+        """Count checks of these keys, which this node allowed at once, as one by one."""
+        series.allowed += len(keys)
+        picks = self.allowed_picks
+        end = picks.left  # keys up to the one that is picked
+        while end <= len(keys):
+            self.look(picks, series.rule, keys[end - 1], began_ns)
+            end += picks.left
+        picks.left = end - len(keys)
+
     def look(self, picks: Picks, rule: str, key: str, began_ns: int, path: str = LOCAL) -> None:
         """Look at a check that was picked, and was read at `began_ns`."""
         weight = picks.take()

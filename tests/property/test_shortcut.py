@@ -6,7 +6,7 @@ Whatever the trace, both give the same verdicts and end with the same buckets.
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limiter_node.core.backends import parse_record
@@ -42,6 +42,7 @@ entries = st.sampled_from([None, {}, {"segment": "free"}, {"rules": {"api": {"ra
 events = st.one_of(
     st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
     st.tuples(st.just("check"), st.sampled_from(KEYS), st.integers(0, 3 * S)),
+    st.tuples(st.just("together"), st.lists(st.sampled_from(KEYS), max_size=6), st.integers(0, 3 * S)),
     st.tuples(st.just("cost"), st.sampled_from(KEYS), st.integers(0, 3)),
     st.tuples(st.just("tick"), st.none(), st.integers(S, 9 * S)),
     st.tuples(st.just("rule"), st.none(), st.none() | documents),
@@ -64,32 +65,25 @@ def router(*, buckets_max: int = 1_000) -> Router:
     return node
 
 
-class Lanes:
-    """A shortcut of which a lane is asked for with every check."""
-
-    def __init__(self, node: Router) -> None:
-        self._shortcut = Shortcut(node)
-
-    def check(self, rule_name: str, key: str, now_ns: int) -> Any:
-        return self._shortcut.lane(rule_name, now_ns)(key)
+def verdict(node: Router, key: str, outcome: Any, now_ns: int) -> Any:
+    """What the short way has come to; what the router has, if that is nothing."""
+    if isinstance(outcome, tuple):
+        (limit, window_s), remaining, reset_ns = outcome
+        return Verdict(True, limit, remaining, reset_ns, 0, window_s)
+    return outcome or node.check(Check("api", key), now_ns)
 
 
-def play(node: Router, shortcut: Shortcut | Lanes | None, event: tuple[str, Any, Any], now_ns: int) -> Verdict | None:
-    """Do what the event says; returns the verdict of a check."""
+def play(node: Router, shortcut: Shortcut | None, event: tuple[str, Any, Any], now_ns: int) -> Any:
+    """Do what the event says; returns the verdict of a check, or those of several."""
     engine = node.engine
     match event:
         case "check", key, _:
-            grant = shortcut.check("api", key, now_ns) if shortcut else None
-            if isinstance(grant, tuple):
-                (limit, window_s), remaining, reset_ns = grant
-                return Verdict(True, limit, remaining, reset_ns, 0, window_s)
-            if isinstance(grant, Verdict):
-                return grant
-            outcome = node.check(Check("api", key), now_ns)
-            return outcome if isinstance(outcome, Verdict) else None
+            return verdict(node, key, shortcut and shortcut.check("api", key, now_ns), now_ns)
+        case "together", keys, _:
+            outcomes = (shortcut and shortcut.checks("api", keys, now_ns)) or [None] * len(keys)
+            return [verdict(node, key, outcome, now_ns) for key, outcome in zip(keys, outcomes, strict=True)]
         case "cost", key, cost:
-            outcome = node.check(Check("api", key, cost), now_ns)
-            return outcome if isinstance(outcome, Verdict) else None
+            return node.check(Check("api", key, cost), now_ns)
         case "tick", _, _:
             engine.tick(now_ns)
         case "rule", _, document:
@@ -106,21 +100,25 @@ def play(node: Router, shortcut: Shortcut | Lanes | None, event: tuple[str, Any,
     return None
 
 
-@pytest.mark.parametrize("way", [Shortcut, Lanes])
-@given(document=documents, trace=st.lists(events, max_size=60))
+@settings(max_examples=200)  # cheap, and its corners are far apart
+@given(document=documents, trace=st.lists(events, max_size=60), has_peer=st.booleans())
 def test_the_short_way_comes_to_what_the_long_one_does(
-    way: type[Shortcut | Lanes], document: dict[str, Any], trace: list[Any]
+    document: dict[str, Any], trace: list[Any], has_peer: bool
 ) -> None:
     short, long = router(), router()
-    shortcut = way(short)
+    shortcut = Shortcut(short)
     now_ns = 0
     for node in (short, long):
         play(node, None, ("rule", None, document), now_ns)
+        if has_peer:  # which cannot be reached, and owns half of the keys
+            node.ring = Ring(2, {"a": member("a"), "c": member("c")})
+            node.engine.has_copies = True
     for event in trace:
-        if event[0] in ("check", "tick"):
+        if event[0] in ("check", "together", "tick"):
             now_ns += event[2]
         assert play(short, shortcut, event, now_ns) == play(long, None, event, now_ns)
         assert short.engine.buckets == long.engine.buckets
+        assert sorted(short.engine.take_changed()) == sorted(long.engine.take_changed())
     for key in KEYS:
         assert short.engine.inspect("api", key, now_ns) == long.engine.inspect("api", key, now_ns)
     gates = [node.engine.backends.gate("orders") for node in (short, long)]
@@ -147,18 +145,26 @@ def test_the_short_way_is_taken_by_keys_new_young_and_old(node: Router) -> None:
     assert node.engine.buckets == 1
 
 
-def test_a_lane_goes_on_where_the_one_before_it_ended(node: Router) -> None:
+def test_many_checks_go_on_where_those_before_them_ended(node: Router) -> None:
     shortcut = Shortcut(node)
-    lane = shortcut.lane("api", 0)
-    assert [lane("k") for _ in range(4)] == [((3, 3), 2, S), ((3, 3), 1, 2 * S), ((3, 3), 0, 3 * S), None]
+    assert shortcut.checks("api", ["k"] * 4, 0) == [((3, 3), 2, S), ((3, 3), 1, 2 * S), ((3, 3), 0, 3 * S), None]
     node.engine.has_copies = True
-    lane = shortcut.lane("api", 0)
-    assert lane("l")
-    assert lane("k") is None
+    granted, denied = shortcut.checks("api", ["l", "k"], 0) or []
+    assert granted
+    assert denied is None
     assert node.engine.take_changed() == [("api", "l")]
     node.ring = Ring(2, {"b": member("b")})
-    assert shortcut.lane("api", 0)("m") == node.check(Check("api", "n"), 0)
-    assert shortcut.lane("none", 0)("m") is None
+    assert shortcut.checks("api", ["m"], 0) == [node.check(Check("api", "n"), 0)]
+    assert shortcut.checks("none", ["m"], 0) is None
+
+
+def test_many_checks_for_which_room_may_have_to_be_made_are_left_to_the_router() -> None:
+    node = router(buckets_max=3)
+    node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3}), 0)
+    shortcut = Shortcut(node)
+    assert shortcut.checks("api", ["k", "l"], 0)
+    assert shortcut.checks("api", ["m", "n"], 0) is None
+    assert node.engine.buckets == 2
 
 
 def test_a_denial_and_an_unknown_rule_are_left_to_the_router(node: Router) -> None:

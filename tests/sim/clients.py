@@ -6,17 +6,20 @@ ones included. What an outcome is worth is the judge's business.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from limiter_node.core.links import Forward
 from limiter_node.core.model import Check, Op
+from tests.sim.node import verdict_of
 from tests.sim.world import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from limiter_node.core.model import Outcome
     from tests.sim.judge import Judge
     from tests.sim.node import SimNode
     from tests.sim.scenario import Burst, Load
@@ -52,12 +55,14 @@ class Clients:
             ready = [node for node in self._nodes.values() if node.is_ready]
             if ready:
                 node = self._rng.choice(ready)
+                checks: list[Check] = []
                 for _ in range(self._rng.randint(1, load.batch_max)):
                     if load.atomic_share and self._rng.random() < load.atomic_share:
                         size = self._rng.randint(1, load.atomic_max)
                         self.ask_together(node, [self._random_check(load) for _ in range(size)])
                     else:
-                        self.ask(node, self._random_check(load))
+                        checks.append(self._random_check(load))
+                self.ask_batch(node, checks)
             else:
                 self.refused += 1
 
@@ -74,6 +79,23 @@ class Clients:
         """Hand a check to a node, which takes it when it runs."""
         self.asked += 1
         node.run(lambda: self._take(node, check))
+
+    def ask_batch(self, node: SimNode, checks: list[Check]) -> None:
+        """Hand a node checks that have nothing to do with each other."""
+        self.asked += len(checks)
+        node.run(lambda: self._take_batch(node, checks))
+
+    def _take_batch(self, node: SimNode, checks: list[Check]) -> None:
+        """Have the usual checks of a rule decided together, as the edge has, and all the others one by one."""
+        usual = [check for check in checks if check.cost == 1 and check.segment is None and check.op is Op.CHECK]
+        for rule in sorted({check.rule for check in usual}):
+            together = [check for check in usual if check.rule == rule]
+            outcomes = node.router.shortcut.checks(rule, [check.key for check in together], node.now_ns)
+            for check, outcome in zip(together, outcomes or repeat(None), strict=False):
+                self._take(node, check, verdict_of(outcome) if isinstance(outcome, tuple) else outcome)
+        for check in checks:
+            if check not in usual:
+                self._take(node, check)
 
     def ask_together(self, node: SimNode, checks: list[Check]) -> None:
         """Hand an atomic batch to a node; what asks something else than a check asks that instead."""
@@ -100,9 +122,10 @@ class Clients:
         else:
             self.ask(node, checks[0])
 
-    def _take(self, node: SimNode, check: Check) -> None:
+    def _take(self, node: SimNode, check: Check, outcome: Outcome | Forward | None = None) -> None:
+        """Have the caller told what the short way came to, or else what the router says."""
         ticket = self._judge.begin(node, check)
-        outcome = node.router.check(check, node.now_ns)
+        outcome = outcome or node.router.check(check, node.now_ns)
         if isinstance(outcome, Forward):
             outcome.reply = lambda late: self._judge.end(ticket, late)
         else:

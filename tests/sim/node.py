@@ -27,7 +27,7 @@ from tests.sim.links import AnsweringEnd, SimLink
 from tests.sim.world import NS_PER_MS, NS_PER_S, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from limiter_node.core.links import Carrier, Link
     from limiter_node.core.model import UnknownRule
@@ -212,12 +212,29 @@ class WatchedShortcut(Shortcut):
             check = Check(rule_name, key)
             self._witness.decides(self._node, check)
             granted = grant_to(key)
-            if granted is not None:
-                (limit, window_s), remaining, reset_ns = granted
-                self._witness.decided(self._node, check, Verdict(True, limit, remaining, reset_ns, 0, window_s))
+            self._tell(check, granted)
             return granted
 
         return grant
+
+    def grants(self, rule_name: str, keys: Sequence[str], now_ns: int) -> list[Grant | None] | None:
+        checks = [Check(rule_name, key) for key in keys]
+        for check in checks:
+            self._witness.decides(self._node, check)
+        grants = super().grants(rule_name, keys, now_ns)
+        for check, grant in zip(checks, grants or (), strict=False):
+            self._tell(check, grant)
+        return grants
+
+    def _tell(self, check: Check, grant: Grant | None) -> None:
+        if grant is not None:
+            self._witness.decided(self._node, check, verdict_of(grant))
+
+
+def verdict_of(grant: Grant) -> Verdict:
+    """What is told of a grant."""
+    (limit, window_s), remaining, reset_ns = grant
+    return Verdict(True, limit, remaining, reset_ns, 0, window_s)
 
 
 def watched(engine_class: type[Engine]) -> type[WatchedEngine]:

@@ -48,6 +48,22 @@ def test_every_kind_of_verdict_is_counted_once(counts: Tally) -> None:
     assert sum(counts.latencies["api"][FORWARDED].counts) == 5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_checks_counted_together_are_counted_as_one_by_one(seed: int) -> None:
+    engine = Engine(buckets_max=100)
+    engine.set_rule("api", parse_rule("api", {"rate": "1/s"}), 0)
+    together, apart = (Tally(engine, random.Random(seed).random) for _ in range(2))
+    choice = random.Random(seed)
+    for _ in range(200):
+        keys = [f"k{choice.randrange(9)}" for _ in range(choice.randrange(30))]
+        together.count_usual(together.of("api"), keys, clock.now_ns())
+        for key in keys:
+            apart.count(Check("api", key), ALLOWED, clock.now_ns(), LOCAL)
+    assert together.of("api").allowed == apart.of("api").allowed
+    assert together.busiest.now.at_least() == apart.busiest.now.at_least()
+    assert together.allowed_picks.left == apart.allowed_picks.left
+
+
 def test_with_few_checks_the_busiest_and_most_denied_keys_are_exact(counts: Tally) -> None:
     for _ in range(7):
         counts.count(Check("api", "bob"), ALLOWED, clock.now_ns(), LOCAL)

@@ -157,6 +157,7 @@ class Gate:
     def set_share(self, share: float, now_ns: int) -> None:
         """This node's share of the backend's admitted rate, 0 to 1."""
         self.share = share
+        self.guard.set_share(share)
         self._set_rate(now_ns)
 
     def _set_rate(self, now_ns: int) -> None:

@@ -1,7 +1,7 @@
 """The controller's law for one backend: a reading a second in, a decision out.
 
-What is controlled is an absolute rate R of admitted checks; m = R / L is published, where L is the demand of the time
-before the cut. L is raised with demand and never falls with it, as the cut itself lowers the demand.
+What is controlled is an absolute rate R of admitted checks; m = R / L is published (C / L where guards have the rest),
+where L is the demand before the cut, raised with demand, and never lowered with it, as the cut itself lowers it.
 
     score    s: how bad the worst symptom is (`symptoms`);  enter at s >= 1 twice, or at s >= 2 once
     capacity C follows the answers per second while checks wait, grows while all is well (`capacity`)
@@ -335,7 +335,8 @@ class Law:
         self.rate = min(max(rate, lowest), max(most, lowest))
         self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
         held = max(min(DRAIN_HOLD * capacity, most), self.rate)
-        self._multiplier = min(max(held / self.demand, self._policy.min), 1.0) if self.demand else 1.0
+        told = min(held, max(capacity, lowest)) if yields else held
+        self._multiplier = min(max(told / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if symptoms.score > HEALTHY else "recovery"
         if self.rate >= self.demand:
             return Decision(multiplier=1.0, state=state, reason=symptoms.reason)

@@ -35,7 +35,7 @@ class Ration:
     """What this node may admit. Without a rate and fractions: everything."""
 
     def __init__(self, bucket_min: float = BUCKET_MIN) -> None:
-        self._bucket_min = bucket_min
+        self.bucket_min = bucket_min  # checks
         self.rate: float | None = None  # checks per second, this node's
         self.fractions: list[float] | None = None  # by priority
         self._bucket = 0.0
@@ -54,7 +54,7 @@ class Ration:
         if self.rate is not None:
             self._fill(now_ns)
         if rate is not None:
-            self._bucket = max(BUCKET_S * rate, self._bucket_min)
+            self._bucket = max(BUCKET_S * rate, self.bucket_min)
             if self.rate is None:
                 self._tokens = START_SHARE * self._bucket
             self._tokens = min(self._tokens, self._bucket)
