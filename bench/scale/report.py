@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bench import plots
 from bench.markdown import met_text, table, write_report
 from bench.scale import projection
+from bench.scale.keys import waits_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,9 +50,13 @@ def targets(parts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 met_text(met=max(found) <= BYTES_PER_KEY_MAX),
             )
         if of_keys["keys"] == WAIT_KEYS:
-            longest = max(of_keys[wait] for wait in ("fill_wait_ms", "hand_over_wait_ms", "expiry_wait_ms"))
-            label = f"longest wait at {WAIT_KEYS:,} keys, coming, moving and expiring"
-            yield label, f"at most {WAIT_MS_MAX:g} ms", f"{longest:.1f} ms", met_text(met=longest <= WAIT_MS_MAX)
+            longest, idle = (
+                max(of_keys[f"{phase}_{whose}_ms"] for phase in ("fill", "hand_over", "expiry"))
+                for whose in ("wait", "idle")
+            )
+            label = f"longest wait at {WAIT_KEYS:,} keys, coming, moving and expiring (of an idle node beside it)"
+            found_text = f"{longest:.1f} ms ({idle:.1f} ms)"
+            yield label, f"at most {WAIT_MS_MAX:g} ms", found_text, met_text(met=longest <= WAIT_MS_MAX)
 
 
 def pictures(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -116,15 +121,16 @@ def _keys(found: list[dict[str, Any]]) -> Iterator[str]:
             yield (
                 f"{of['keys']:,}",
                 f"{values[-1]:.0f} ({min(values):.0f} to {max(values):.0f} on the way)",
-                f"{of['fill_wait_ms']:.1f} ms at {of['fill_per_s']:,.0f} keys/s",
-                f"{of['hand_over_wait_ms']:.1f} ms",
+                f"{waits_text(of, 'fill')} at {of['fill_per_s']:,.0f} keys/s",
+                waits_text(of, "hand_over"),
                 f"{lasted:.1f} s" if lasted is not None else f"not done yet: {of['handed_over']:,} keys there",
-                f"{of['expiry_wait_ms']:.1f} ms, {of['held_at_once']:,} keys full after {of['refill_s']} s",
+                f"{waits_text(of, 'expiry')}, {of['held_at_once']:,} keys full after {of['refill_s']} s",
             )
 
     yield "## Keys on one node (real)\n"
     yield (
-        "The wait is the longest of a client that asks 200 times a second. Bytes go up and down by a sixth: the dicts"
+        "The wait is the longest of a client that asks 200 times a second; beside it, in the same seconds, of one that"
+        " asks an idle node on the same core. Bytes go up and down by a sixth: the dicts"
         " of a table double in size together.\n"
     )
     head = ("keys", "bytes a key", "longest wait, coming", "moving to a new node", "which is ready after", "expiring")

@@ -49,7 +49,7 @@ def test_a_backend_that_is_slow_and_fails_keeps_most_of_what_it_can_do_and_its_p
     assert found.cut_s is not None, f"a node's multiplier stayed above {CUT}"
     assert found.cut_s < 5
     # Within 5 s the limiter must have acted, so that is where it is held to what the backend can do. The aim is 0.85,
-    # and 0.9 for premium; runs of a single seed gave 0.80 to 0.86 and 0.87 to 0.90. These bounds are for busy machines.
+    # and 0.9 for premium; six runs gave 0.78 to 0.90 and 0.93 to 0.98. These bounds are for busy machines.
     assert with_limiter.later.ratio >= 0.6
     served = with_limiter.later.served
     assert served["premium"] >= 0.7

@@ -229,7 +229,8 @@ class SimLink:
         dial = self._dials
 
         def connected(side: Side | None) -> None:
-            if self._is_closed or dial != self._dials:
+            is_of_this_life = self.node.lives == self._life  # a slow answer may come to the next one
+            if self._is_closed or dial != self._dials or not is_of_this_life:
                 if side is not None:
                     side.close()
                 return
