@@ -117,27 +117,38 @@ class TokenPlan(PlanBase):
         return self.numbers, (capacity - spent) // UNIT, reset_ns if reset_ns < DURATION_MAX_NS else DURATION_MAX_NS
 
     def grants(self, keys: Sequence[str], now_ns: int) -> list[Grant | None]:
-        """What `grant` comes to for each of these keys in turn, which is spelled out for those in the young generation.
+        """What `grant` comes to for each of these keys in turn, spelled out for all but a few.
 
         Of 100,000 keys of which most are full this takes 0.4 us a key and `grant` 1.1: nothing is looked up twice, and
         all that were full share one state, so that the memory of fewer states has to be fetched.
         """
-        table, grant = self.table, self.grant
-        clock, young, mask, capacity = table.clock, table.young, table.mask, table.capacity
+        table, clock, census = self.table, self.table.clock, self.table.census
+        young, olds, mask, capacity = table.young, table.old, table.mask, table.capacity
         num, den, numbers, first_grant = clock.num, clock.den, self.numbers, self.first_grant
         elapsed_ns = now_ns - clock.since_ns
         if elapsed_ns < 0:
             return [None] * len(keys)
         v = clock.base + (elapsed_ns * num if den == 1 else elapsed_ns * num // den)
-        once_spent = compact(v + UNIT)
+        v_of_old = v + table.shift
         highest = v + capacity - UNIT  # state of a bucket that has one token left
+        once_spent = compact(v + UNIT)
         grants: list[Grant | None] = []
         append = grants.append
         for key in keys:
-            shard = young[hash(key) & mask]
+            index = hash(key) & mask
+            shard = young[index]
             state = shard.get(key)
             if state is None:
-                append(grant(key, now_ns))
+                state = olds[index].get(key)
+                if state is not None and state <= v_of_old:
+                    del olds[index][key]
+                elif state is None and self.kin.only is self and census.buckets < census.buckets_max:
+                    census.buckets += 1  # new to the whole rule
+                else:
+                    append(self.grant(key, now_ns))
+                    continue
+                shard[key] = once_spent
+                append(first_grant)
             elif state <= v:
                 shard[key] = once_spent
                 append(first_grant)

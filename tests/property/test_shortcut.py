@@ -158,6 +158,24 @@ def test_many_checks_go_on_where_those_before_them_ended(node: Router) -> None:
     assert shortcut.checks("none", ["m"], 0) is None
 
 
+def test_many_checks_find_keys_of_the_old_generation_full_and_not(node: Router) -> None:
+    shortcut = Shortcut(node)
+    table = node.engine.rules["api"].default.table
+    assert shortcut.checks("api", ["full", "spent", "spent", "spent"], S)
+    assert table.rotate(3 * S) == []
+    assert not any(table.young)
+    # Three tokens were spent of one key, of which two are back, and one of the other, which is.
+    assert shortcut.checks("api", ["full", "spent"], 3 * S) == [((3, 3), 2, S), ((3, 3), 1, 2 * S)]
+    assert node.engine.buckets == len(table) == 2
+    assert not any(table.old)
+
+
+def test_many_checks_leave_a_key_that_may_have_been_in_another_segment_to_the_router(node: Router) -> None:
+    document = {"rate": "1/s", "burst": 3, "segments": {"free": {"rate": "1/s"}}}
+    node.engine.set_rule("api", parse_rule("api", document), 0)
+    assert Shortcut(node).checks("api", ["k"], 0) == [None]
+
+
 def test_many_checks_for_which_room_may_have_to_be_made_are_left_to_the_router() -> None:
     node = router(buckets_max=3)
     node.engine.set_rule("api", parse_rule("api", {"rate": "1/s", "burst": 3}), 0)
