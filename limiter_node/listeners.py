@@ -9,7 +9,9 @@ another one, those of other nodes the worker's own port.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from limiter_node import clock
@@ -17,6 +19,8 @@ from limiter_node.cluster.peer import PeerServer
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from limiter_node.core.router import Router
     from limiter_node.edge.admin_api import AdminApi
     from limiter_node.edge.http_server import HttpServer
@@ -39,12 +43,14 @@ class Listeners:
         """Listen, a worker for all but checks; raises OSError when that cannot be."""
         settings, worker = self._settings, self._settings.worker
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._peer_server, settings.peer.host, settings.peer.port)
+        with _telling("peer", settings.peer):
+            server = await loop.create_server(self._peer_server, settings.peer.host, settings.peer.port)
         self._peer_servers.append(server)
         self.addresses["peer"] = Address(*server.sockets[0].getsockname()[:2])
         if worker is None:
             await self.open()
-            self.addresses["admin"] = Address(*await self._admin.start(settings.admin.host, settings.admin.port))
+            with _telling("admin", settings.admin):
+                self.addresses["admin"] = Address(*await self._admin.start(settings.admin.host, settings.admin.port))
             return
         for_siblings = _bound(worker.socket_of(worker.number, "peer"))
         self._peer_servers.append(await loop.create_unix_server(self._peer_server, sock=for_siblings))
@@ -53,7 +59,8 @@ class Listeners:
     async def open(self) -> None:
         """Listen for checks."""
         http, is_shared = self._settings.http, self._settings.worker is not None
-        self.addresses["http"] = Address(*await self._http.start(http.host, http.port, is_shared=is_shared))
+        with _telling("http", http):
+            self.addresses["http"] = Address(*await self._http.start(http.host, http.port, is_shared=is_shared))
 
     def _peer_server(self) -> PeerServer:
         return PeerServer(self._router, clock.now_ns, self.peer_connections)
@@ -66,6 +73,16 @@ class Listeners:
             connection.transport.abort()
         await self._http.stop(0)
         await self._admin.stop()
+
+
+@contextmanager
+def _telling(option: str, address: Address) -> Iterator[None]:
+    """Name the option in what the system says of an address."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise OSError(f"--{option}: cannot listen at {address}: {why}") from None
 
 
 def _bound(name: str) -> socket.socket:

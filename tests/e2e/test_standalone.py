@@ -483,7 +483,7 @@ def test_an_option_that_cannot_be_used_is_exit_2_naming_it() -> None:
 def test_a_port_in_use_is_a_message_and_not_a_traceback(node: NodeProcess) -> None:
     result = run_cli("serve", "--http", node.http, "--admin", "127.0.0.1:0", "--peer", "127.0.0.1:0")
     assert result.code > 0
-    assert str(split_address(node.http)[1]) in result.output
+    assert f"--http: cannot listen at {node.http}: Address already in use" in result.output
     assert "Traceback" not in result.output
 
 
