@@ -43,13 +43,13 @@ class Listeners:
         """Listen, a worker for all but checks; raises OSError when that cannot be."""
         settings, worker = self._settings, self._settings.worker
         loop = asyncio.get_running_loop()
-        with _telling("peer", settings.peer):
+        with telling("peer", settings.peer):
             server = await loop.create_server(self._peer_server, settings.peer.host, settings.peer.port)
         self._peer_servers.append(server)
         self.addresses["peer"] = Address(*server.sockets[0].getsockname()[:2])
         if worker is None:
             await self.open()
-            with _telling("admin", settings.admin):
+            with telling("admin", settings.admin):
                 self.addresses["admin"] = Address(*await self._admin.start(settings.admin.host, settings.admin.port))
             return
         for_siblings = _bound(worker.socket_of(worker.number, "peer"))
@@ -59,7 +59,7 @@ class Listeners:
     async def open(self) -> None:
         """Listen for checks."""
         http, is_shared = self._settings.http, self._settings.worker is not None
-        with _telling("http", http):
+        with telling("http", http):
             self.addresses["http"] = Address(*await self._http.start(http.host, http.port, is_shared=is_shared))
 
     def _peer_server(self) -> PeerServer:
@@ -76,7 +76,7 @@ class Listeners:
 
 
 @contextmanager
-def _telling(option: str, address: Address) -> Iterator[None]:
+def telling(option: str, address: Address) -> Iterator[None]:
     """Name the option in what the system says of an address."""
     try:
         yield

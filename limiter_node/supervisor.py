@@ -35,6 +35,7 @@ from limiter_node.control.board import (
 )
 from limiter_node.control.rules_file import check_file
 from limiter_node.edge.workers_api import WorkersApi
+from limiter_node.listeners import telling
 from limiter_node.settings import Address
 
 if TYPE_CHECKING:
@@ -113,9 +114,11 @@ class Supervisor:
             log.warning("standalone: one node, no etcd; limits hold for this node alone", workers=settings.workers)
             if settings.rules is not None:
                 check_file(settings.rules)
-        self._reserved, port = reserve(settings.http)
+        with telling("http", settings.http):
+            self._reserved, port = reserve(settings.http)
         self._options["http"] = str(Address(settings.http.host, port))
-        admin = await self._admin.start(settings.admin.host, settings.admin.port)
+        with telling("admin", settings.admin):
+            admin = await self._admin.start(settings.admin.host, settings.admin.port)
         self.addresses |= {"http": self._options["http"], "admin": str(Address(*admin)), "peer": str(settings.peer)}
         first, *others = self.workers
         await self._begin(first)
@@ -313,7 +316,4 @@ def _bind(end: socket.socket, option: int, address: tuple[Any, ...]) -> None:
     end.setsockopt(socket.SOL_SOCKET, option, 1)
     if end.family is socket.AF_INET6:
         end.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio binds it
-    try:
-        end.bind(address)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen at {address[0]}:{address[1]}: {error.strerror}") from None
+    end.bind(address)
