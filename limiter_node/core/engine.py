@@ -242,8 +242,7 @@ class Engine:
         key = copy.key
         target = self.plan_for(rule, key, copy.segment, now_ns)
         # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
-        is_there = (rule.only is target and not rule.own) or target.has(key)
-        holding = target if is_there else rule.holding(key)
+        holding = target if target is rule.sole or target.has(key) else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
             self.holds.drop((copy.rule, key))
             if holding is not None:

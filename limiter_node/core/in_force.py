@@ -156,9 +156,15 @@ class RuleInForce:
 
     def holding(self, key: str) -> Plan | None:
         """The plan whose table has the key's bucket."""
-        if self.only is not None and not self.own:
-            return self.only if self.only.has(key) else None
+        sole = self.sole
+        if sole is not None:
+            return sole if sole.has(key) else None
         return next((plan for plan in self.places(key) if plan.has(key)), None)
+
+    @property
+    def sole(self) -> Plan | None:
+        """The plan that has the bucket of every key, where it is the only one."""
+        return None if self.own else self.only
 
     def drop_empty(self) -> None:
         """Let go of retired plans whose last bucket is full."""
