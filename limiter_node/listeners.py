@@ -9,18 +9,14 @@ another one, those of other nodes the worker's own port.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from limiter_node import clock
 from limiter_node.cluster.peer import PeerServer
-from limiter_node.settings import Address
+from limiter_node.settings import Address, telling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from limiter_node.core.router import Router
     from limiter_node.edge.admin_api import AdminApi
     from limiter_node.edge.http_server import HttpServer
@@ -73,16 +69,6 @@ class Listeners:
             connection.transport.abort()
         await self._http.stop(0)
         await self._admin.stop()
-
-
-@contextmanager
-def telling(option: str, address: Address) -> Iterator[None]:
-    """Name the option in what the system says of an address."""
-    try:
-        yield
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
-        raise OSError(f"--{option}: cannot listen at {address}: {why}") from None
 
 
 def _bound(name: str) -> socket.socket:

@@ -6,7 +6,9 @@ the command line's: option, then `LIMITER_<OPTION>`, then the default.
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from limiter_node.core.errors import ConfigError
 from limiter_node.core.rules import NAME_ALLOWED, is_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _PORT = re.compile("[0-9]{1,5}")
 WORKERS_MAX = 64
@@ -38,6 +40,16 @@ class Address:
     def of_worker(self, number: int) -> Address:
         """Where a worker listens, the first one here: each at a port of its own, one after the other."""
         return Address(self.host, self.port and self.port + number - 1)
+
+
+@contextmanager
+def telling(option: str, address: Address) -> Iterator[None]:
+    """Name the option in what the system says of an address."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise OSError(f"--{option}: cannot listen at {address}: {why}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,7 @@ from limiter_node.control.board import (
 )
 from limiter_node.control.rules_file import check_file
 from limiter_node.edge.workers_api import WorkersApi
-from limiter_node.listeners import telling
-from limiter_node.settings import Address
+from limiter_node.settings import Address, telling
 
 if TYPE_CHECKING:
     from limiter_node.settings import Settings

@@ -14,7 +14,6 @@ from limiter_node.core.engine import RELEASED_PER_TICK, SWEEP_PERIOD_NS, TABLES_
 from limiter_node.core.limits import COUNT_MAX
 from limiter_node.core.model import COST_MAX, NEVER, Bucket, Check, UnknownRule, Verdict
 from limiter_node.core.rules import parse_key_entry, parse_rule
-from limiter_node.core.table import SHARDS
 
 S = 1_000_000_000
 
@@ -449,17 +448,6 @@ def test_dead_buckets_are_freed_in_bounded_pieces(engine: Engine) -> None:
         alive.append(sum(trace() is not None for trace in traces))
     assert all(before - after <= RELEASED_PER_TICK for before, after in pairwise(alive))
     assert len(alive) == 4
-
-
-def test_holdings_come_in_small_pieces_where_there_are_none_too(engine: Engine) -> None:
-    put(engine, rate="1/d", burst=5)
-    for number in range(1_000):
-        spend(engine, key=f"k{number}")
-    for number in range(1, 1_000):
-        engine.forget("api", f"k{number}", 0)
-    pieces = list(engine.holdings())
-    assert [bucket for piece in pieces for bucket in piece] == [("api", "k0")]
-    assert len(pieces) >= SHARDS
 
 
 def test_a_tick_without_rules_does_nothing(engine: Engine) -> None:
