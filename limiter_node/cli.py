@@ -247,10 +247,8 @@ def validate(files: tuple[Path, ...]) -> None:
 @main.command()
 @_files
 @_option("--etcd", "etcd client endpoints, tried in turn.", required=True, metavar="URL[,URL...]")
-@click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
-@click.option(
-    "--prune", is_flag=True, help="Delete the rules, keys and backends in etcd that are in none of the files."
-)
+@_option("--dry-run", "Show what would change, and write nothing.", is_flag=True)
+@_option("--prune", "Delete the rules, keys and backends in etcd that are in none of the files.", is_flag=True)
 @_etcd_options
 def apply(files: tuple[Path, ...], *, dry_run: bool, prune: bool, **options: Any) -> None:
     """Write the rules, keys and backends of rules files to etcd.

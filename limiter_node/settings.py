@@ -10,6 +10,7 @@ import os
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -165,6 +166,9 @@ def parse(options: Mapping[str, Any]) -> Settings:
         problems.append(f"--advertise: needed, since other nodes cannot dial --peer {peer}")
     if etcd.endpoints and options["rules"]:
         problems.append("--rules: for a standalone node only; with --etcd the rules are in etcd")
+    for option in ("drain-delay", "drain-timeout", "log-checks"):
+        if isnan(options[option.replace("-", "_")]):  # in every range, as far as comparing tells
+            problems.append(f"--{option}: nan is not allowed; allowed: a number")
     if options["drain_delay"] > options["drain_timeout"]:
         problems.append("--drain-delay: longer than --drain-timeout, which includes it")
     _check_workers(options["workers"], options["node_id"], {"peer": peer, "advertise": advertise}, problems)
@@ -208,8 +212,6 @@ def parse_etcd(options: Mapping[str, Any]) -> EtcdSettings:
     """The settings for etcd alone, from the same options; raises `ConfigError` with every problem."""
     problems = _Problems()
     etcd = _etcd(options, problems)
-    if not etcd.endpoints and not problems:
-        problems.append("--etcd: no endpoint is given; allowed: http://HOST:PORT or https://HOST:PORT")
     if problems:
         raise ConfigError(tuple(problems))
     return etcd
@@ -247,6 +249,8 @@ def _dialable(text: str) -> Address:
 
 def _endpoints(text: str) -> tuple[str, ...]:
     endpoints = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    if not endpoints:  # whoever writes the option does not mean a node without etcd
+        raise ValueError("no endpoint is given; allowed: http://HOST:PORT or https://HOST:PORT")
     for endpoint in endpoints:
         parts = urlsplit(endpoint)
         try:

@@ -2,6 +2,7 @@
 
 import os
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +15,15 @@ def test_a_count_of_workers_that_is_none_is_refused_with_what_is_allowed(count: 
     assert result.exit_code == 2
     assert "Invalid value for '--workers'" in result.output
     assert "allowed: 1 to 64, or auto" in result.output
+
+
+@pytest.mark.parametrize("command", [command for command in cli.main.commands if not cli.main.commands[command].hidden])
+def test_every_option_can_be_given_by_the_environment_and_is_explained(command: str) -> None:
+    for option in cli.main.commands[command].params:
+        if isinstance(option, click.Option):
+            assert option.envvar == f"LIMITER_{str(option.name).upper()}"
+            assert option.show_envvar
+            assert option.help
 
 
 def test_auto_is_a_worker_for_each_core_that_may_be_used() -> None:

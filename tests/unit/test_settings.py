@@ -88,10 +88,16 @@ def test_the_settings_for_etcd_can_be_had_alone_and_without_its_password_in_thei
         parse_etcd({**options, "etcd": " , ", "prefix": "x", "etcd_key": "k"})
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
         "--etcd-cert and --etcd-key",
+        "--etcd",
         "--prefix",
     ]
-    with pytest.raises(ConfigError, match="--etcd: no endpoint is given; allowed: http://HOST:PORT"):
-        parse_etcd({**options, "etcd": " , "})
+
+
+@pytest.mark.parametrize("text", ["", " , ", ","])
+def test_an_option_for_etcd_without_an_endpoint_makes_no_node_standalone(text: str) -> None:
+    for parse_it in (parse, parse_etcd):
+        with pytest.raises(ConfigError, match="--etcd: no endpoint is given; allowed: http://HOST:PORT"):
+            parse_it({**OPTIONS, "etcd": text})
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -155,6 +161,9 @@ def test_what_is_no_address_is_told_what_one_is(text: str) -> None:
         ({"prefix": ""}, "--prefix: '' is not allowed; allowed: "),
         ({"prefix": "/"}, "--prefix: '/' is not allowed; allowed: "),
         ({"node_id": "a b"}, "--node-id: 'a b' is not allowed; allowed: "),
+        ({"drain_delay": float("nan")}, "--drain-delay: nan is not allowed; allowed: a number"),
+        ({"drain_timeout": float("nan")}, "--drain-timeout: nan is not allowed; allowed: a number"),
+        ({"log_checks": float("nan")}, "--log-checks: nan is not allowed; allowed: a number"),
         ({"zone": ""}, "--zone: '' is not allowed; allowed: "),
         ({"etcd": ETCD, "rules": "rules.yaml"}, "--rules: for a standalone node only"),
         (
