@@ -15,6 +15,7 @@ import msgspec
 
 from limiter_node.core.errors import UNDECODABLE, BadRule
 from limiter_node.core.hints import did_you_mean, plain_rate
+from limiter_node.core.json_text import fault, may_say_twice
 from limiter_node.core.limits import (
     BUCKETS,
     CALENDAR,
@@ -151,11 +152,14 @@ class KeyEntry(msgspec.Struct, frozen=True):
 
 
 def decode_json(text: bytes) -> Any:
-    """Any JSON value; raises `BadRule` for bytes that are none."""
+    """Any JSON value; raises `BadRule` for bytes that are none, or that say something twice."""
     try:
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text)
     except UNDECODABLE as error:
-        raise BadRule((f"not JSON: {error}",)) from None
+        raise BadRule((fault(text) or f"not JSON: {error}",)) from None
+    if may_say_twice(text, value) and (found := fault(text)):
+        raise BadRule((found,))
+    return value
 
 
 def parse_rule(name: str, document: Any) -> Rule:

@@ -100,6 +100,19 @@ def test_every_bad_field_is_named_with_what_is_allowed(body: bytes, field: str, 
     assert refusal_of(body) == f"{field}: {what}; allowed: {ALLOWED[field]}"
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_field_is_given_once(separators: tuple[str, str]) -> None:
+    outcomes = [
+        {"status": "error"},
+        {"status": "timeout", "latency_ms": None},
+        {**GOOD, "count": 1},
+        {"status": "error"},
+    ]
+    body = json.dumps({"backend": "orders", "outcomes": outcomes}, separators=separators).encode()
+    assert decode_report(body)[1] == [(None, "refused", 1), (None, "timeout", 1), (12.5, "ok", 1), (None, "refused", 1)]
+    assert refusal_of(body.replace(b"}]", b',"count":1,"count":7}]')) == "count: given twice; allowed: once"
+
+
 def test_what_is_allowed_is_what_the_contract_allows() -> None:
     assert ALLOWED["backend"] == NAME_ALLOWED
     assert ALLOWED["outcomes"] == "an array of 1 to 10000 outcomes"

@@ -16,6 +16,7 @@ from limiter_node.edge.requests import (
     check_or_problem,
     decode_batch,
     decode_check,
+    decode_plain_batch,
     decode_refund,
     decoded,
     parse_query,
@@ -156,7 +157,15 @@ def test_a_body_is_a_check(change: dict[str, Any], check: Check) -> None:
         (b"rule=api&key=k", "body", "not JSON"),
         (b'{"rule": "api", "key": "k"} x', "body", "not JSON"),
         (b'{"rule": "api", "key": "\xff"}', "body", "not JSON"),
-        (b'{"rule": "api", "key": "\\ud800"}', "body", "not JSON"),
+        (b'{"rule": "api", "key": "\\ud800"}', "key", "has half of a surrogate pair"),
+        (b'{"rule": "api", "key": "a\\udc00b"}', "key", "has half of a surrogate pair"),
+        (b'{"rule": "\\ud800x", "key": "k"}', "rule", "has half of a surrogate pair"),
+        (b'{"rule": "api", "key": "\xed\xa0\x80"}', "key", "has half of a surrogate pair"),
+        (b'{"rule": "api", "key": "k", "\\udfff": 1}', r"\udfff", "has half of a surrogate pair"),
+        (b'{"rule": "api", "key": "k", "key": "l"}', "key", "given twice"),
+        (b'{"rule":"api","key":"k","cost":1,"cost":1}', "cost", "given twice"),
+        (b'{"rule":"api","rule":"api","key":"\\u0022\\u0022\\u0022\\u0022"}', "rule", "given twice"),
+        (b'{"rule":"api","key":"k","\\u006bey":"k"}', "key", "given twice"),
         (b'{"rule": "api", "key": "k", "cost": NaN}', "body", "not JSON"),
         (b"[]", "body", "expected object"),
         (b"null", "body", "expected object"),
@@ -190,6 +199,15 @@ def test_a_body_that_is_no_good_is_told_which_field_and_what_is_allowed(body: by
     assert "; allowed: " in problem.detail
     if field in ALLOWED and what.startswith("expected"):
         assert problem.detail.endswith(ALLOWED[field])
+
+
+@pytest.mark.parametrize("key", ['"', '"":"', "\\", '\\"', "é", '","key":"', '\\u0022"'])
+@pytest.mark.parametrize("is_escaped", [True, False])
+@pytest.mark.parametrize("separators", [(",", ":"), (" , ", " : ")])
+def test_what_a_key_holds_gives_no_field_twice(key: str, is_escaped: bool, separators: tuple[str, str]) -> None:
+    document = {**ONE, "key": key, "cost": 1, "segment": "free", "explain": False}
+    text = json.dumps(document, ensure_ascii=is_escaped, separators=separators)
+    assert check_of(text.encode()) == Check("api", key, 1, "free")
 
 
 @given(st.binary(max_size=60))
@@ -234,6 +252,50 @@ def test_one_bad_check_of_a_batch_is_a_problem_in_its_place(bad: Any, detail: st
     assert isinstance(middle, Problem)
     assert middle.status == 400
     assert middle.detail.startswith(detail)
+
+
+TWICE = '{"rule": "api", "key": "k", "cost": 1, "cost": 1}'
+
+
+@pytest.mark.parametrize("other", [ONE, {**ONE, "cost": 1}, {**ONE, "cost": 2}, {**ONE, "key": "é"}])
+def test_a_field_given_twice_in_one_check_of_a_batch_is_a_problem_in_its_place(other: dict[str, Any]) -> None:
+    """Whatever else is in it: neither way to decode a batch may take either of the two values."""
+    body = f'{{"checks": [{TWICE}, {json.dumps(other, ensure_ascii=False)}]}}'.encode()
+    assert decode_plain_batch(body) is None
+    twice, second = batch_of(body)
+    assert isinstance(twice, Problem)
+    assert twice.detail == "cost: given twice; allowed: once"
+    assert second == check_of(body_of(other))
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"checks": [], "checks": [{"rule": "api", "key": "k"}]}', "checks: given twice; allowed: once"),
+        (b'{"checks":[{"rule":"api","key":"k"}],"atomic":true,"atomic":false}', "atomic: given twice; allowed: once"),
+        (
+            b'{"checks":[{"rule":"api","key":"\\ud800"}]}',
+            "key: has half of a surrogate pair; allowed: whole characters",
+        ),
+    ],
+)
+def test_a_batch_whose_text_is_no_good_is_told_why(body: bytes, detail: str) -> None:
+    assert decode_plain_batch(body) is None
+    with pytest.raises(Problem) as caught:
+        decode_batch(body)
+    assert (caught.value.status, caught.value.detail) == (400, detail)
+
+
+@pytest.mark.parametrize("change", [{}, {"cost": 1}])
+@pytest.mark.parametrize("around", [{}, {"atomic": False}])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_batch_of_plain_checks_is_plain(
+    change: dict[str, Any], around: dict[str, Any], separators: tuple[str, str]
+) -> None:
+    body = json.dumps({"checks": [{**ONE, **change}] * 3, **around}, separators=separators).encode()
+    plain = decode_plain_batch(body)
+    assert plain is not None
+    assert [(check.rule, check.key) for check in plain] == [("api", "user:42")] * 3
 
 
 @pytest.mark.parametrize("size", [1, BATCH_MAX])

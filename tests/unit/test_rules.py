@@ -1,8 +1,11 @@
 """Rules and key entries: what is accepted, what it becomes, and every problem of what is not."""
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limiter_node.core.errors import BadRule
 from limiter_node.core.limits import COUNT_MAX, RATE_ALLOWED, Limit, parse_rate, under
@@ -484,3 +487,33 @@ def test_an_entry_from_json_is_refused_as_its_document_is(key: str, text: bytes,
         with pytest.raises(BadRule) as refused:
             decode_key_entry(key, text)
         assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b'{"rate": "1/s", "rate": "2/s"}', "rate: given twice; allowed: once"),
+        (b'{"rate":"1/s","burst":1,"burst":1}', "burst: given twice; allowed: once"),
+        (b'{"segments":{"free":{"rate":"1/s"},"free":{"rate":"1/s"}}}', "free: given twice; allowed: once"),
+        (b'{"rate":"1/s","r\\u0061te":"\\u0022\\u0022"}', "rate: given twice; allowed: once"),
+        (b'{"rate": "\\ud800/s"}', "rate: has half of a surrogate pair; allowed: whole characters"),
+    ],
+)
+def test_what_a_json_text_says_twice_or_by_half_is_a_bad_rule(text: bytes, problem: str) -> None:
+    with pytest.raises(BadRule) as caught:
+        decode_json(text)
+    assert caught.value.problems == (problem,)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8"), max_size=6),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text('ab"\\é', max_size=3), values, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.booleans(), st.sampled_from([(",", ":"), (", ", ": ")]))
+def test_json_that_says_all_once_is_decoded_however_it_is_written(
+    value: Any, is_escaped: bool, separators: tuple[str, str]
+) -> None:
+    assert decode_json(json.dumps(value, ensure_ascii=is_escaped, separators=separators).encode()) == value
