@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from limiter_node.core.json_text import fault
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -137,8 +139,16 @@ def _json(text: bytes) -> tuple[Any, bool]:
 
     content = json.loads(text, object_pairs_hook=made, parse_constant=_refuse)
     if b"\\u" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # raises for half a character, which JSON can spell
+        _require_whole_characters(text, content)
     return content, has_twice
+
+
+def _require_whole_characters(text: bytes, content: Any) -> None:
+    """JSON can spell half a character, which no text can hold."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(fault(text) or error) from None
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -84,6 +84,13 @@ def test_what_is_neither_yaml_nor_json_says_where(text: bytes, is_json: bool, li
     assert "\n" not in str(caught.value)
 
 
+def test_half_a_character_is_told_with_the_field_that_has_it() -> None:
+    with pytest.raises(BadText, match=r"^rate: has half of a surrogate pair; allowed: whole characters$"):
+        Source(b'{"rules": {"api": {"rate": "\\ud800"}}}', is_json=True)
+    with pytest.raises(BadText, match="surrogates not allowed"):
+        Source(b'{"rules": {"api": {"limits": ["\\ud800"]}}}', is_json=True)
+
+
 @pytest.mark.parametrize(
     ("text", "lost"),
     [
