@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from limiter_node.core.errors import UNDECODABLE, BadRule
+from limiter_node.core.errors import BadRule
 from limiter_node.core.model import Member
 from limiter_node.core.ring import Ring
-from limiter_node.core.rules import NAME_ALLOWED, is_name
+from limiter_node.core.rules import NAME_ALLOWED, decode_json, is_name, problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,11 +58,11 @@ def encode_node(doc: NodeDoc) -> bytes:
 
 def parse_node(name: str, value: bytes) -> NodeDoc:
     """Check a value under `nodes/`; raises `BadRule` with every problem."""
-    try:
-        doc = msgspec.json.decode(value, type=NodeDoc)
-    except UNDECODABLE as error:
-        raise BadRule((str(error),)) from None
-    problems = []
+    document = decode_json(value)
+    problems = [*problems_of(document, NodeDoc)]
+    if problems:
+        raise BadRule(tuple(problems))
+    doc = msgspec.convert(document, NodeDoc)
     if not is_name(name):
         problems.append(f"node id: {name!r} is not allowed; allowed: {NAME_ALLOWED}")
     host, _, port = doc.peer.rpartition(":")

@@ -15,7 +15,7 @@ from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Policy, Si
 from limiter_node.core.adaptive.sketch import LATENCY_MAX_MS
 from limiter_node.core.algorithms.token_bucket import PPM
 from limiter_node.core.errors import BadRule
-from limiter_node.core.rules import NAME_ALLOWED, is_name, problems_of
+from limiter_node.core.rules import FALLBACK_ALLOWED, NAME_ALLOWED, is_name, problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,7 +278,7 @@ def _value_problems(document: dict[str, Any], bad: set[str]) -> Iterator[str]:
 def _fallback_problems(fallback: float | str) -> Iterator[str]:
     is_good = fallback == "hold" if isinstance(fallback, str) else 0 < fallback <= 1
     if not is_good:
-        yield f'fallback: {fallback!r} is not allowed; allowed: "hold", or a multiplier above 0, up to 1'
+        yield f"fallback: {fallback!r} is not allowed; allowed: {FALLBACK_ALLOWED}"
 
 
 def _poll_problems(poll: dict[str, Any] | None) -> Iterator[str]:

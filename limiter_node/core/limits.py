@@ -38,6 +38,8 @@ RATE_ALLOWED = (
     "PERIOD s, m, h, d or a whole number of them up to 366d; with fixed_window also week and month"
 )
 
+TIMEZONE_ALLOWED = "an IANA name such as Europe/Berlin"
+
 
 class Limit(msgspec.Struct, frozen=True):
     """A limit with its defaults filled in: `count` tokens per `period_s` seconds, at most `burst` at once."""
@@ -123,4 +125,4 @@ def check_timezone(name: str) -> None:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no time zone; allowed: an IANA name such as Europe/Berlin") from None
+        raise ValueError(f"{name!r} is no time zone; allowed: {TIMEZONE_ALLOWED}") from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
+from limiter_node.core.allowed import in_words
 from limiter_node.core.errors import UNDECODABLE, BadRule
 from limiter_node.core.hints import did_you_mean, plain_rate
 from limiter_node.core.json_text import fault, may_say_twice
@@ -22,6 +23,7 @@ from limiter_node.core.limits import (
     COUNT_MAX,
     LOG_COUNT_MAX,
     RATE_ALLOWED,
+    TIMEZONE_ALLOWED,
     WINDOWS,
     Limit,
     Limits,
@@ -331,7 +333,7 @@ def _field_problems(value: Any, field: msgspec.structs.FieldInfo, path: str) -> 
         if isinstance(converted, str) and field.name in CHECKED:
             CHECKED[field.name](converted)
     except msgspec.ValidationError as error:
-        yield f"{path}: {_allowed(error, field, value)}"
+        yield f"{path}: {_told(error, field, value)}"
     except ValueError as error:
         yield f"{path}: {error}{_rate_hint(value) if field.name == 'rate' else ''}"
 
@@ -358,16 +360,26 @@ def _shape(type_: Any) -> tuple[type[msgspec.Struct] | None, type | None]:
     return None, None
 
 
+FALLBACK_ALLOWED = '"hold", or a multiplier above 0, up to 1'
 CHECKED: dict[str, Callable[[Any], Any]] = {"rate": parse_rate, "timezone": check_timezone}
 """Fields whose text has a meaning that the types do not know."""
 
+SPELT = {
+    "rate": RATE_ALLOWED,
+    "timezone": TIMEZONE_ALLOWED,
+    "fallback": FALLBACK_ALLOWED,
+}
+"""What is allowed as the text of a field, where that is more than any text."""
 
-def _allowed(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo, value: Any) -> str:
-    text = str(error).replace("`", "")
-    if field.name == "rate":
-        return f"{text}; allowed: {RATE_ALLOWED}"
+
+def _told(error: msgspec.ValidationError, field: msgspec.structs.FieldInfo, value: Any) -> str:
+    """What is wrong with a value of the wrong type or out of range, and what is allowed."""
     parts = (field.type, *get_args(field.type))
+    if Name in parts and isinstance(value, str):
+        return f"{value!r} is not allowed; allowed: {NAME_ALLOWED}"
     choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-    if choices:
-        return f"{text}; allowed: {', '.join(map(str, choices))}{did_you_mean(value, choices)}"
-    return f"{value!r} is not allowed; allowed: {NAME_ALLOWED}" if "regex" in text else text
+    allowed = NAME_ALLOWED if Name in parts else in_words(field.type)
+    if allowed.endswith("text"):
+        allowed = SPELT.get(field.name, allowed)
+    what = str(error).partition(" - at ")[0].replace("`", "")
+    return f"{what}; allowed: {allowed}{did_you_mean(value, choices)}"

@@ -66,11 +66,21 @@ def test_a_multiplier_is_above_0_and_up_to_1(multiplier: float) -> None:
     [
         ({}, ["multiplier: is required"]),
         ([], ["document: must be an object"]),
-        ({"multiplier": "0.5"}, ["multiplier: Expected float, got str"]),
-        ({"multiplier": True}, ["multiplier: Expected float, got bool"]),
+        ({"multiplier": "0.5"}, ["multiplier: Expected float, got str; allowed: a number"]),
+        ({"multiplier": True}, ["multiplier: Expected float, got bool; allowed: a number"]),
         (
             {"multiplier": None, "pinned": 1},
-            ["multiplier: Expected float, got null", "pinned: Expected bool, got int"],
+            [
+                "multiplier: Expected float, got null; allowed: a number",
+                "pinned: Expected bool, got int; allowed: true, false",
+            ],
+        ),
+        (
+            {"multiplier": 0.5, "rate": -1, "priorities": {"0": 2}},
+            [
+                "rate: Expected float >= 0.0; allowed: a number of 0 to 1000000000000",
+                "priorities: Expected float <= 1.0; allowed: an object of {name: a number of 0 to 1}",
+            ],
         ),
     ],
 )

@@ -268,6 +268,13 @@ def test_what_is_no_document_of_a_node_is_a_bad_rule_and_nothing_else(value: byt
 
 def test_every_problem_of_a_node_is_told_at_once() -> None:
     with pytest.raises(BadRule) as caught:
+        parse_node("a", b'{"weight": "1", "zone": 5}')
+    assert caught.value.problems == (
+        "weight: Expected int, got str; allowed: an integer",
+        "zone: Expected str | null, got int; allowed: text",
+        "peer: is required",
+    )
+    with pytest.raises(BadRule) as caught:
         parse_node("a b", msgspec.json.encode({"peer": "a", "weight": 0}))
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["node id", "peer", "weight"]
 

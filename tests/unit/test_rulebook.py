@@ -78,7 +78,7 @@ def test_documents_may_come_in_any_order(book: RuleBook, engine: Engine) -> None
         (b"[]", "document: must be an object"),
         (b'{"rate": "-5/s"}', "rate: '-5/s' is no rate; allowed: "),
         (b'{"rate": "5/s", "brust": 1}', "brust: unknown field; allowed: "),
-        (b'{"rate": "5/s", "burst": 0, "shadow": 1}', "burst: Expected int >= 1; shadow: "),
+        (b'{"rate": "5/s", "shadow": 1, "burst": 0}', "shadow: Expected bool, got int; allowed: true, false; burst: "),
         pytest.param(b'{"rate": ' + b"[" * 100_000, "", id="nested 100,000 deep"),
     ],
 )

@@ -238,6 +238,28 @@ def test_one_problem_is_told_with_its_path_and_what_is_allowed(change: dict[str,
         assert problems[0].startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"burst": 0}, f"an integer of 1 to {COUNT_MAX}"),
+        ({"burst": "5"}, f"an integer of 1 to {COUNT_MAX}"),
+        ({"priority": 10}, "an integer of 0 to 9"),
+        ({"segments": {"free": {"priority": "5"}}}, "an integer of 0 to 9"),
+        ({"shadow": 1}, "true, false"),
+        ({"lease": "maybe"}, "true, false, auto"),
+        ({"lease": 5}, "true, false, auto"),
+        ({"on_unreachable": 5}, "local, allow, deny"),
+        ({"backend": 5}, NAME_ALLOWED),
+        ({"segments": []}, "an object of {name: an object}"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_out_of_range_is_told_what_is_allowed(
+    change: dict[str, Any], allowed: str
+) -> None:
+    (problem,) = problems_of_rule({"rate": "1/s", **change})
+    assert problem.endswith(f"; allowed: {allowed}")
+
+
 def test_a_rate_that_is_no_text_is_told_what_is_allowed() -> None:
     assert problems_of_rule({"rate": 5}) == [f"rate: Expected str | null, got int; allowed: {RATE_ALLOWED}"]
 
