@@ -38,7 +38,7 @@ class Fleet:
         except BadRule as bad:
             self._book.reject(key, str(bad))
         else:
-            self._book.problems.pop(key, None)
+            self._book.note_good(key)
 
     def synced(self, revision: int) -> None:
         """Act on the changes so far together: one ring, however many nodes came or went."""

@@ -382,7 +382,7 @@ class EtcdSession:
 
     def _key(self, raw: bytes) -> str:
         # Anyone may write anything; a name that is no text must reach the consumer's own validation.
-        return raw[len(self._root) :].decode(errors="backslashreplace")
+        return raw[len(self._root) :].decode(errors="surrogateescape")
 
     def _check_history(self, header: Any) -> None:
         """Notice an etcd that was wiped or restored from a backup, and deliver all of it as new.

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+PROBLEM_CHARS_MAX = 4_000
+"""It is in the log and in every status until it is mended."""
+
 KINDS = ("rules", "keys", "backends", "multipliers", "health")
 
 
@@ -47,7 +50,7 @@ class RuleBook:
         try:
             if kind == "keys" and value is not None:
                 self._engine.set_entry(name, decode_key_entry(name, value), now_ns)
-                self._note_good(key)
+                self.note_good(key)
             else:
                 document = None if value is None else decode_json(value)
                 self.put(key, document, now_ns, is_deleted=value is None, is_live=is_live)
@@ -66,12 +69,13 @@ class RuleBook:
             self._put_health(name, None if is_deleted else parse_health(name, document, kind), now_ns, is_live=is_live)
         else:
             self._put_backend(kind, name, document, now_ns, is_deleted=is_deleted)
-        self._note_good(key)
+        self.note_good(key)
         _log_change(key, before, self._in_force(kind, name))
 
-    def _note_good(self, key: str) -> None:
-        if self.problems.pop(key, None):
-            log.info("configuration mended", key=key)
+    def note_good(self, key: str) -> None:
+        """Whatever was wrong with the value of a key, it is no more."""
+        if self.problems and self.problems.pop(_legible(key), ""):
+            log.info("configuration mended", key=_legible(key))
 
     def _in_force(self, kind: str, name: str) -> dict[str, Any]:
         """The fields of what is told in the log when it changes; none while there is nothing under the name."""
@@ -111,6 +115,7 @@ class RuleBook:
 
     def reject(self, key: str, problem: str) -> None:
         """Keep what is in force, and say why."""
+        key, problem = _legible(key), _in_short(problem)
         self.rejected += 1
         kind, _, name = key.partition("/")
         if kind == "health":
@@ -118,6 +123,17 @@ class RuleBook:
         if self.problems.get(key) != problem:
             log.error("configuration rejected, the last good value stays", key=key, problem=problem)
         self.problems[key] = problem
+
+
+def _legible(key: str) -> str:
+    """The key, bytes of it that are no UTF-8 spelt out."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _in_short(problem: str) -> str:
+    """A problem quotes what is wrong, which may be a megabyte, and ends with what is allowed."""
+    half = PROBLEM_CHARS_MAX // 2
+    return problem if len(problem) <= PROBLEM_CHARS_MAX else f"{problem[:half]} ... {problem[-half:]}"
 
 
 def _log_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> None:

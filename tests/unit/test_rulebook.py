@@ -109,6 +109,7 @@ def test_a_bad_rule_leaves_the_last_good_one_and_is_a_problem_until_mended(
         ("rules/", {"rate": "1/s"}),
         ("keys/user:42", {"segment": 5}),
         ("keys/a\nb", {}),
+        ("keys/\udcff", {"segment": "premium"}),  # the byte 0xff
         ("keys/", {}),
         ("multipliers/orders", {"multiplier": 0}),
         ("multipliers/not a name", {"multiplier": 0.5}),
@@ -117,11 +118,19 @@ def test_a_bad_rule_leaves_the_last_good_one_and_is_a_problem_until_mended(
 )
 def test_a_problem_goes_with_its_key(book: RuleBook, engine: Engine, key: str, bad: Any) -> None:
     put(book, key, bad)
-    assert book.problems.keys() == {key}
+    assert book.problems.keys() == {key.replace("\udcff", r"\xff")}
     book.changed(key, None, 0)
     assert book.problems == {}
     assert not engine.rules
     assert not engine.backends.records
+
+
+def test_a_huge_value_makes_no_huge_problem(book: RuleBook) -> None:
+    put(book, "rules/api", {"rate": "9" * 1_000_000})
+    problem = book.problems["rules/api"]
+    assert len(problem) < 5_000
+    assert problem.startswith("rate: '9999")
+    assert problem.endswith("week and month")
 
 
 def test_a_bad_value_of_one_key_is_no_problem_of_another(book: RuleBook, engine: Engine) -> None:
