@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from math import exp, log
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -281,10 +282,18 @@ def _fallback_problems(fallback: float | str) -> Iterator[str]:
         yield f"fallback: {fallback!r} is not allowed; allowed: {FALLBACK_ALLOWED}"
 
 
+def _is_page(url: str) -> bool:
+    try:
+        place = urlsplit(url)
+        return _URL.fullmatch(url) is not None and bool(place.hostname) and place.port != 0
+    except ValueError:  # a bracket left open, a port that is none
+        return False
+
+
 def _poll_problems(poll: dict[str, Any] | None) -> Iterator[str]:
     if poll is None:
         return
-    if not _URL.fullmatch(poll["url"]):
+    if not _is_page(poll["url"]):
         yield f"poll.url: {poll['url']!r} is not allowed; allowed: http://HOST[:PORT]/PATH or https://..."
     label = poll.get("error_label")
     match = None if label is None else _ERROR_LABEL.fullmatch(label)
