@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import urllib.request
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -63,7 +64,8 @@ def fetch(base_url: str) -> bytes:
         with opener.open(url, timeout=DEADLINE_S) as answer:
             body: bytes = answer.read()
     except HTTPError as error:
-        raise NoStatus(f"{url} answered {error.code} {error.reason}: {hint}") from None
+        why = _detail(error.read()) if error.code == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        raise NoStatus(f"{url} answered {error.code} {error.reason}: {why or hint}") from None
     except http.client.HTTPException:
         raise NoStatus(f"{url} was not answered in HTTP: {hint}") from None
     except (OSError, ValueError) as error:  # the latter for a host that is no name
@@ -71,6 +73,14 @@ def fetch(base_url: str) -> bytes:
         told = (isinstance(reason, OSError) and reason.strerror) or reason
         raise NoStatus(f"{url} cannot be read, {told}: {hint}") from None
     return body
+
+
+def _detail(body: bytes) -> str:
+    """What a problem says, as of a node none of whose workers answers; nothing if it is none."""
+    try:
+        return str(msgspec.json.decode(body)["detail"])
+    except (*UNDECODABLE, KeyError, TypeError):
+        return ""
 
 
 def tables(body: bytes) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 import socket
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -168,3 +170,27 @@ def test_a_server_that_never_answers_is_given_up_on(monkeypatch: pytest.MonkeyPa
 def test_a_host_that_is_no_name_is_told() -> None:
     with pytest.raises(NoStatus, match="cannot be read"):
         fetch("http://a..b:1")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"detail": "no worker answers"}', "no worker answers"),
+        (b"<html>", "is a node running there"),
+        (b"[]", "is a node"),
+    ],
+)
+def test_a_node_that_cannot_tell_says_why(body: bytes, why: str) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as there
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(NoStatus, match=f"answered 503 Service Unavailable: {why}"):
+            fetch(f"http://127.0.0.1:{server.server_port}")
