@@ -247,6 +247,8 @@ class Node:
                 members=list(ring.members),
                 **report.ring_difference(before, ring),
             )
+            if self._has_joined and self.settings.node_id in ring.members and not self._is_member:
+                log.error("another node is registered under this id", peer=ring.members[self.settings.node_id].peer)
 
     def _open_link(self, link: Link) -> PeerLink:
         worker = self.settings.worker

@@ -226,6 +226,19 @@ def test_a_node_whose_own_entry_is_overwritten_stays_and_registers_again_once_th
     assert [remaining(fleet.nodes[0], "steady", key) for key in keys] == [98] * 3
 
 
+def test_a_node_says_when_another_is_registered_under_its_id(fleet: Fleet) -> None:
+    fleet.put("nodes/n2", {"peer": "127.0.0.1:1"})
+    eventually(
+        lambda: any(
+            (event["event"], event.get("peer")) == ("another node is registered under this id", "127.0.0.1:1")
+            for event in fleet.nodes[1].log_events
+        ),
+        what="n2 says that it is not the registered one",
+    )
+    fleet.delete("nodes/n2")
+    fleet.wait_members(fleet.nodes)
+
+
 # Segments and keys of their own
 
 
