@@ -245,7 +245,7 @@ async def test_a_page_that_does_not_come_in_time_is_given_up_and_asked_for_again
     assert fixture.backend.under_way <= 2
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://127.0.0.1:99999", "http://["])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://a..b/", "http://nobody:here@127.0.0.1:{port}/"])
 async def test_a_page_that_nobody_serves_is_counted_and_named(fixture: Fixture, url: str) -> None:
     fixture.entry(url=url.format(port=free_ports(1)[0]))
     await fixture.is_rejected(1)
