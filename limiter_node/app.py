@@ -288,7 +288,11 @@ class Node:
         self.is_draining = self.http.is_draining = True
         await asyncio.sleep(settings.drain_delay_s)
         if self._registry is not None:
-            await self._leave(self._registry, deadline_s - PARTING_S)
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    await self._leave(self._registry, deadline_s - PARTING_S)
+            except TimeoutError:
+                log.warning("out of time to leave; the lease will run out")
         left_s = loop.time()
         await self.http.stop(max(0.0, deadline_s - loop.time()))
         # Peers hang up once they know the new ring and have their answers.

@@ -224,6 +224,16 @@ def test_a_node_started_without_etcd_answers_503_until_etcd_comes() -> None:
         assert check(node, "api", "k").body["remaining"] == 4
 
 
+def test_a_node_ends_within_its_drain_timeout_even_if_etcd_hears_of_no_leave() -> None:
+    with EtcdProcess() as etcd, Fleet(etcd, size=2, args=("--drain-delay", "0", "--drain-timeout", "1")) as fleet:
+        etcd.pause()
+        began = time.monotonic()
+        assert fleet.nodes[0].stop() == 0
+        took_s = time.monotonic() - began
+        say(f"ended after {took_s:.2f} s")
+        assert took_s < 3  # 4.5 where each step of leaving has its own limit only
+
+
 # Nodes
 
 
