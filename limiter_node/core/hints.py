@@ -27,8 +27,12 @@ _LOOSE_RATE = re.compile(r"([0-9][0-9_,']*)(?:/|per|an?|every|each)([0-9]*)([a-z
 
 
 def did_you_mean(written: object, allowed: Iterable[object]) -> str:
-    """`; did you mean "burst"?`, or nothing where no allowed text is near to what was written."""
-    near = get_close_matches(str(written).lower(), [str(each) for each in allowed], 1, NEAR)
+    """`; did you mean "burst"?`, or nothing where no allowed text is near to what was written.
+
+    To YAML `on` and `off` are true and false, unless they are in quotes.
+    """
+    text = ("off", "on")[written] if isinstance(written, bool) else str(written).lower()
+    near = get_close_matches(text, [str(each) for each in allowed], 1, NEAR)
     return f'; did you mean "{near[0]}"?' if near else ""
 
 

@@ -15,6 +15,12 @@ def test_the_nearest_of_what_is_allowed_is_asked_for(written: str, meant: str) -
     assert did_you_mean(written, FIELDS) == f'; did you mean "{meant}"?'
 
 
+@pytest.mark.parametrize(("written", "meant"), [(True, "on"), (False, "off")])
+def test_on_and_off_are_meant_by_what_yaml_makes_of_them(written: bool, meant: str) -> None:
+    assert did_you_mean(written, ("off", "observe", "on")) == f'; did you mean "{meant}"?'
+    assert did_you_mean(written, FIELDS) == ""
+
+
 @pytest.mark.parametrize("written", ["", "x", "colour", 7, None])
 def test_what_is_near_to_nothing_is_not_guessed_at(written: object) -> None:
     assert did_you_mean(written, FIELDS) == ""
