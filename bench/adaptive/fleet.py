@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 NS = 1_000_000_000
 TICK_S = 1.0
+PULSE_S = 0.06
+PULSE_DELAY_S = (0.001, 0.01)
+"""Nodes ping each other every 50 ms, as far as ticks of 10 ms let them."""
+
 FLUSH_S = 0.02
 """Callers send what they have to report so often."""
 
@@ -104,6 +108,7 @@ class Fleet:
             gate.set_share(share, clock_ns)
         world.every(FLUSH_S, self._flush)
         for node in range(scenario.nodes):
+            world.every(PULSE_S, lambda now_s, node=node: self._tell(node, now_s), first_s=self._chance.random())  # type: ignore[misc]
             world.every(TICK_S, lambda now_s, node=node: self._send_load(node, now_s), first_s=TICK_S)  # type: ignore[misc]
         if self._has_leader:
             self._start_leader(world)
@@ -145,6 +150,18 @@ class Fleet:
         while reports and reports[0][0] <= now_s:
             _, node, latency_ms, outcome = reports.popleft()
             gates[node].report(latency_ms, outcome, 1, now_ns + clocks[node])
+
+    def _tell(self, node: int, now_s: float) -> None:
+        if _is_within(self._scenario.loads_lost, now_s):
+            return
+        pulse, name = self._gates[node].pulse(), str(node)
+
+        def arrive(at_s: float) -> None:
+            for other, gate in enumerate(self._gates):
+                if other != node:
+                    gate.hear(name, pulse, int(at_s * 1e9) + self._clocks[other])
+
+        self._world.at(now_s + self._chance.uniform(*PULSE_DELAY_S), arrive)
 
     def _send_load(self, node: int, now_s: float) -> None:
         load = self._gates[node].take_load(int(now_s * 1e9) + self._clocks[node])

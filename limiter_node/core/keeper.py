@@ -340,7 +340,7 @@ class Keeper:
             link.pinged_ns = now_ns
             self._next_id += 1
             link.pings[self._next_id] = now_ns, self.custody.epoch
-            requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch))
+            requests.append(Ping(self._next_id, self.ring.revision, self.custody.epoch, self._engine.backends.pulses()))
         requests += self._pulls.frames(link, self.ring.revision, self.custody)
         requests += self.replication.frames(link.peer.id, now_ns)
         return requests
@@ -387,13 +387,13 @@ class Keeper:
 
     def _on_ping(self, name: str, ping: Ping, now_ns: int, respond: Callable[[Reply], None]) -> None:
         revision = self.ring.revision
+        self._engine.backends.hear(name, ping.pulses, now_ns)
         if ping.revision < revision:
             respond(self.ring.news())
         backs, silent = self.fence.on_ping(name, now_ns)
         is_member = name in self.ring.members
-        backs = backs and is_member and ping.revision >= revision
         released = is_member and ping.revision <= revision and self._has_told(name, ping.epoch, now_ns)
-        respond(Pong(ping.id, revision, backs, released, silent))
+        respond(Pong(ping.id, revision, backs and is_member and ping.revision >= revision, released, silent))
 
     def _has_told(self, name: str, epoch: int, now_ns: int) -> bool:
         """Whether a member has all that this node knows of its keys, and all that this node knows others to know."""

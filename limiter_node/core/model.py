@@ -16,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 from limiter_node.core.adaptive.evidence import Load
+from limiter_node.core.adaptive.pulse import Pulse
 
 COST_MAX = 2**53
 """Larger costs are clamped to this: above every allowed burst (`rules.COUNT_MAX`), and safe in JSON and msgpack."""
@@ -299,11 +300,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The sender is alive, at ring `revision`, and wants all that it has missed up to its `epoch` (see `custody`)."""
+    """The sender is alive, at ring `revision`, and wants all that it has missed up to its `epoch` (see `custody`).
+
+    It tells what it has counted of backends on the way.
+    """
 
     id: int
     revision: Revision
     epoch: int
+    pulses: Annotated[dict[ShortText, Pulse], msgspec.Meta(max_length=BACKENDS_MAX)] = {}
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag=4):

@@ -260,7 +260,7 @@ def test_callers_that_report_half_are_not_throttled_and_those_that_report_little
             half.report(50, "ok", 1, now_ns)
         if number % 10 == 0:
             little.report(50, "ok", 1, now_ns)
-    assert abs(half.guard.ratio - 0.5) < 0.02
+    assert abs(half.guard.normal.ratio - 0.5) < 0.02
     assert sum(half.denied_by_guard) == sum(little.denied_by_guard) == 0
     assert half.in_flight < 20
     assert admitted(little, 5, 10_000, now_ns) == 10_000
@@ -272,7 +272,7 @@ def test_checks_from_before_the_first_report_are_not_held_against_the_reports() 
     assert admitted(one, 5, 5_000) == 5_000
     one.take_load(NS)
     now_ns = served(one, 50, 15, now_ns=2 * NS)
-    assert one.guard.ratio == pytest.approx(1, abs=0.1)
+    assert one.guard.normal.ratio == pytest.approx(1, abs=0.1)
     assert dying(one, 50, 3, now_ns) < 100
 
 
@@ -366,7 +366,7 @@ def test_a_queue_is_not_taken_for_a_new_normal() -> None:
     """Of 50 checks a second it does 20 now, one after the other, each in the 50 ms that it has always taken."""
     one = gate()
     _, now_ns = answered(one, 60, "ok", 50, 0)
-    normal_ms, free_ns, let_in = one.guard.normal_ms, now_ns, 0
+    normal_ms, free_ns, let_in = one.guard.normal.mean_ms, now_ns, 0
     pending: deque[tuple[int, int]] = deque()
     for number in range(60 * 50):
         while pending and pending[0][1] <= now_ns:
@@ -377,5 +377,5 @@ def test_a_queue_is_not_taken_for_a_new_normal() -> None:
             pending.append((now_ns, free_ns))
             let_in += number >= 30 * 50
         now_ns += NS // 50
-    assert one.guard.normal_ms == pytest.approx(normal_ms, rel=0.05)
+    assert one.guard.normal.mean_ms == pytest.approx(normal_ms, rel=0.05)
     assert 0.7 * 20 * 30 <= let_in <= 1.05 * 20 * 30

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from limiter_node.core.backends import Backend
 from limiter_node.core.engine import Engine
 from limiter_node.core.fence import RIGHT_SHARE, SILENT_SHARE
 from limiter_node.core.keeper import Keeper
@@ -984,3 +985,21 @@ def test_a_lapse_is_noticed_before_a_refusal_gives_the_right_back() -> None:
     assert node.now_ns < node.keeper.fence.right_until_ns
     assert node.keeper.lapses == 1
     assert node.keeper.custody.pending == {"b"}
+
+
+def test_pings_tell_what_was_counted_of_backends() -> None:
+    one, other = Node("a"), Node("b")
+    for node in (one, other):
+        node.join()
+        node.engine.backends.set_entry("orders", Backend(), node.now_ns)
+    gate = one.engine.backends.gate("orders")
+    for _ in range(2):
+        gate.admit(5, one.now_ns)
+        gate.take_load(one.now_ns)
+        one.now_ns += TICK_NS * 10
+        (ping,) = [request for request in one.flush("b") if isinstance(request, Ping)]
+        assert ping.pulses == {"orders": gate.pulse()}
+        other.ask("a", ping)
+    assert other.engine.backends.gate("orders").guard.share == 1
+    other.engine.backends.gate("orders").take_load(other.now_ns)
+    assert other.engine.backends.gate("orders").guard.share < 0.5  # all demand was at the other node

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy
 from limiter_node.core.adaptive.guard import RATIO_MIN, Guard
+from limiter_node.core.adaptive.pulse import Fellows, Pulse
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.sketch import LATENCY_MAX_MS, Sketch
 
@@ -63,6 +64,10 @@ class Gate:
         self._last = [[0] * PRIORITIES, [0] * PRIORITIES, [0] * PRIORITIES]  # counts when it did
         self._outcomes = dict.fromkeys(("ok", "refused", "failed", "timeout"), 0)
         self._latency = Sketch({}, 0.0)
+        self._fellows = Fellows()
+        self._reported = dict.fromkeys(self._outcomes, 0)  # ever since
+        self._latencies_ms = 0.0  # the sum over all answers
+        self.is_idle = True  # nothing came in the last window: there is no need to tell others
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
@@ -135,11 +140,33 @@ class Gate:
         if latency_ms is not None:
             latency_ms = min(latency_ms, LATENCY_MAX_MS)
         self._outcomes[kind] += count
+        self._reported[kind] += count
         if latency_ms is not None and kind != "timeout":
             self._latency.add(latency_ms, count)
+            if kind != "refused":
+                self._latencies_ms += latency_ms * count
         self.reported_ns = now_ns
         self.guard.report(latency_ms, kind, count, now_ns)
         self.guard.step(self._sent, now_ns)
+
+    def pulse(self) -> Pulse:
+        """What this node has to tell the others."""
+        reported = self._reported
+        return Pulse(
+            sum(self.wanted),
+            self._sent,
+            reported["ok"] + reported["failed"],
+            reported["refused"],
+            reported["timeout"],
+            self._latencies_ms,
+        )
+
+    def hear(self, name: str, pulse: Pulse, now_ns: int) -> None:
+        """Take what another node tells."""
+        news = self._fellows.hear(name, pulse)
+        if news is not None:
+            self.guard.hear(news, now_ns)
+            self.guard.step(self._sent, now_ns)
 
     def apply(self, decision: Decision | None, now_ns: int) -> None:
         """Go by what is published. The same again does not prolong a pulse."""
@@ -157,7 +184,6 @@ class Gate:
     def set_share(self, share: float, now_ns: int) -> None:
         """This node's share of the backend's admitted rate, 0 to 1."""
         self.share = share
-        self.guard.set_share(share)
         self._set_rate(now_ns)
 
     def _set_rate(self, now_ns: int) -> None:
@@ -183,6 +209,8 @@ class Gate:
         latency, self._latency = self._latency, Sketch({}, 0.0)
         span_ns = max(now_ns - self._window_ns, 1) if self._window_ns is not None else NS
         self._window_ns = now_ns
+        self.guard.set_share(self._fellows.end_window(sum(wanted), span_ns / NS))
+        self.is_idle = not (any(wanted) or any(outcomes.values()))
         return Load(
             span_ns=span_ns,
             nodes=1,
@@ -206,9 +234,9 @@ class Gate:
 
     @property
     def in_flight(self) -> float:
-        """Checks admitted and not yet answered, as estimated; 0 where no guard acts."""
+        """Of this node, checks admitted and not yet answered, as estimated; 0 where no guard acts."""
         guard = self.guard
-        return max(guard.out, IN_FLIGHT_MIN) if guard.is_on and guard.ratio >= RATIO_MIN else 0.0
+        return max(guard.out * guard.share, IN_FLIGHT_MIN) if guard.is_on and guard.normal.ratio >= RATIO_MIN else 0.0
 
     @property
     def state(self) -> str:

@@ -1,7 +1,10 @@
 """A node's own guard of a backend: how many checks may be out and not yet answered, and in tight times at which rate.
 
-What is out is what this node has admitted within the latency of what is answered now: exact for a queue, whatever part
-of the outcomes is reported, at whichever node, in whatever batches. It needs no names of checks, and cannot stray.
+It needs no controller: what the other nodes send and hear comes with their pings (`pulse`), and where none comes it
+goes by its own. Of a rate it takes its share of the demand.
+
+What is out is what was admitted within the latency of what is answered now: exact for a queue, whatever part of the
+outcomes is reported, at whichever node, in whatever batches. It needs no names of checks, and cannot stray.
 
     out     =  admitted in the last d seconds        rate a = checks per second that d has passed by
     d       =  mean latency of the latest outcomes, longer when they are overdue
@@ -19,12 +22,15 @@ Invariant: a check gets through once in a while whatever is believed to be out. 
 from __future__ import annotations
 
 from math import exp, inf, sqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History
+from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.ration import Ration
-from limiter_node.core.adaptive.sketch import Sketch
 from limiter_node.core.adaptive.steering import MARGIN_SIGMAS, tight_rate
+
+if TYPE_CHECKING:
+    from limiter_node.core.adaptive.pulse import Pulse
 
 Kind = Literal["ok", "refused", "failed", "timeout"]
 
@@ -56,9 +62,6 @@ instead of 0.63 at 15 %)."""
 
 KNOWN_TAU_S = 1.0
 """Of the rate that goes on when reports are lost."""
-
-LEARN_TAU_S = 30.0
-"""Of what is normal: ratio, latency, the most that is out. Long against a spike, short against a day."""
 
 LEARN_AGAIN_NS = 5 * NS
 """After tight times or a denial nothing is learned for so long: what follows a jam is not normal."""
@@ -142,14 +145,13 @@ class Guard:
 
     def __init__(self) -> None:
         self.out = 0.0  # outcomes that are still to be reported
-        self.ratio = 1.0  # outcomes reported at this node per check that it admits
         self.open_below = inf  # with less than this out no priority is turned away: all that the hot path looks at
         self.limit = inf
         self.is_on = False
         self.is_tight = False
         self.objective_ms: float | None = None  # as people gave it
-        self.normal_ms = 0.0  # mean latency in health
-        self.normal_p90_ms = 0.0
+        self.normal = Normal()
+        self.share = 1.0  # this node's part of what all that are heard send
         self._rate = 0.0  # answers per second
         self._latest = 0.0  # decayed sum of latencies (ms) that tell of the queue,
         self._latest_count = 0.0  # and of how many
@@ -158,7 +160,6 @@ class Guard:
         self._is_jammed = False  # answers are far too late: admit less than comes back, and measure nothing
         self._history = History()
         self._over = 0.0  # checks taken to be answered, of all ever admitted
-        self._gap_ns = 0  # longest time between reports in health
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
         self._in_time_ns = 0  # when answers last were in time
         self._good_ms = 0.0  # a latency below it is in time
@@ -173,6 +174,7 @@ class Guard:
         self._last_ns = 0  # latest one
         self._jam_ns = -LEARN_AGAIN_NS  # when it last was tight, or turned a check away
         self._reports = 0
+        self._others = 0  # checks that other nodes have sent
         self._admitted = 0  # checks admitted in all, when the limit was last worked out
         self._unanswered = 0  # checks admitted since the last report, as far as known
         # Since the limit was last worked out:
@@ -180,31 +182,42 @@ class Guard:
         self._outcomes = 0
         self._new_ms = 0.0
         self._new_count = 0
-        # Decayed sums over healthy times:
-        self._span = 0.0
-        self._peak = 0.0  # most that was out while all was well, fading
-        self._sum_admitted = self._sum_outcomes = 0.0
-        self._sketch = Sketch({}, 0.0)  # latencies since the normal ones were last learned
-        self._learned_ns = 0
 
     @property
     def target_ms(self) -> float:
         """The mean latency to steer to."""
-        learned_ms = TARGET_SHARE_LEARNED * OBJECTIVE_NORMAL * self.normal_p90_ms
+        learned_ms = TARGET_SHARE_LEARNED * OBJECTIVE_NORMAL * self.normal.p90_ms
         target_ms = TARGET_SHARE * self.objective_ms if self.objective_ms else learned_ms
-        return max(target_ms, TARGET_NORMAL * self.normal_ms)
+        return max(target_ms, TARGET_NORMAL * self.normal.mean_ms)
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         """Take outcomes that were reported at this node."""
+        self._take(latency_ms, kind, count, now_ns)
+        if kind in ("ok", "failed") and latency_ms is not None:
+            self.normal.hear(latency_ms, count)
+
+    def hear(self, news: Pulse, now_ns: int) -> None:
+        """Take what another node has sent, and what was reported to it."""
+        self._others += news.sent
+        if news.answers:
+            self._take(news.latencies_ms / news.answers, "ok", news.answers, now_ns)
+        if news.refused:
+            self._take(None, "refused", news.refused, now_ns)
+        if news.timeouts:
+            self._take(None, "timeout", news.timeouts, now_ns)
+
+    def _take(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         if not self._reports:
-            self._first_ns = self._learned_ns = now_ns
+            self._first_ns = now_ns
+            self.normal.begin(now_ns)
         self._reports += count
-        if now_ns - self._jam_ns > LEARN_AGAIN_NS and now_ns - self._last_ns > self._gap_ns and self._last_ns:
-            self._gap_ns = now_ns - self._last_ns
+        pause_ns = now_ns - self._last_ns if self._last_ns else 0
+        if now_ns - self._jam_ns > LEARN_AGAIN_NS and pause_ns > self.normal.pause_ns:
+            self.normal.pause_ns = pause_ns
         self._last_ns = now_ns
         self._outcomes += count
         if kind == "timeout":
-            latency_ms = max(latency_ms or 0.0, 2 * (self.objective_ms or OBJECTIVE_NORMAL * self.normal_p90_ms))
+            latency_ms = max(latency_ms or 0.0, 2 * (self.objective_ms or OBJECTIVE_NORMAL * self.normal.p90_ms))
         if latency_ms is not None:
             self._good_run = self._good_run + count if latency_ms < self._good_ms else 0
             if kind != "refused":  # a refusal is quick, and tells of no queue
@@ -212,11 +225,10 @@ class Guard:
                 self._new_count += count
         if kind in ("ok", "failed"):
             self._answers += count
-            if latency_ms is not None:
-                self._sketch.add(latency_ms, count)
 
     def set_share(self, share: float) -> None:
-        """This node's part of what goes to the backend, 0 to 1."""
+        """This node's part of what all nodes that are heard send to the backend, 0 to 1."""
+        self.share = share
         self._ration.bucket_min = min(max(BUCKETS * share, BUCKET_MIN), BUCKET_MAX)
 
     def refuses(self, priority: int, jitter: float, now_ns: int) -> bool:
@@ -237,6 +249,7 @@ class Guard:
     def step(self, admitted: int, now_ns: int) -> None:
         """Work out the limit if it is time; `admitted` counts all checks that this node ever admitted."""
         span_ns = now_ns - self._step_ns
+        admitted += self._others
         if not self._reports:
             self._admitted, self._step_ns = admitted, now_ns  # what was admitted before the first report stays unknown
             return
@@ -255,9 +268,9 @@ class Guard:
                 kept = 0.0
             self._latest = self._latest * kept + self._new_ms
             self._latest_count = self._latest_count * kept + self._new_count
-        ratio = max(self.ratio, RATIO_MIN)
+        ratio = max(self.normal.ratio, RATIO_MIN)
         lost = self._outcomes - self._answers
-        self._flow.step(new, self._answers / ratio, lost / ratio, span_s, self._gap_ns / NS)
+        self._flow.step(new, self._answers / ratio, lost / ratio, span_s, self.normal.pause_ns / NS)
         if self._outcomes or now_ns - self._last_ns < OVERDUE_COUNTS * NS / (self._known_rate + 1):
             self._known_rate += (new / span_s - self._known_rate) * (1 - exp(-span_s / KNOWN_TAU_S))
         crest = self.out  # of those that were admitted at one moment since the last step
@@ -290,7 +303,9 @@ class Guard:
 
     def _delay_ms(self, now_ns: int) -> float:
         """How long ago the checks were admitted that are answered now; longer when answers are overdue."""
-        overdue_ns = now_ns - self._last_ns - OVERDUE_GAPS * self._gap_ns if self._unanswered >= OVERDUE_COUNTS else 0
+        overdue_ns = (
+            now_ns - self._last_ns - OVERDUE_GAPS * self.normal.pause_ns if self._unanswered >= OVERDUE_COUNTS else 0
+        )
         return self.latency_ms + max(overdue_ns, 0) / 1e6
 
     def _judge(self, now_ns: int) -> None:
@@ -318,8 +333,7 @@ class Guard:
                 self.is_tight = False
                 self._turned_ns = now_ns
         elif now_ns - self._in_time_ns > NO_QUEUE_NS and self._is_no_queue(latency_ms):
-            self.normal_p90_ms *= latency_ms / self.normal_ms
-            self.normal_ms = latency_ms
+            self.normal.accept(latency_ms)
             self.is_tight = False
             self._turned_ns = now_ns
         if self.is_tight:
@@ -328,54 +342,38 @@ class Guard:
     def _is_no_queue(self, latency_ms: float) -> bool:
         """Whether answers come as late as ever, though fewer are let in than come back: they take so long now."""
         is_borne = self.objective_ms is None or latency_ms < self.objective_ms
-        return is_borne and self.normal_ms > 0 and self._flow.is_whole
+        return is_borne and self.normal.mean_ms > 0 and self._flow.is_whole
 
     def _is_silent(self, now_ns: int) -> bool:
         """Whether checks go out and nothing comes back."""
-        normal_rate = self._sum_outcomes / self._span if self._span else 0.0
-        longest_ns = max(SILENT_NS, SILENT_COUNTS * NS / (normal_rate + 1e-9))
+        longest_ns = max(SILENT_NS, SILENT_COUNTS * NS / (self.normal.outcomes_s + 1e-9))
         return self._unanswered >= SILENT_COUNTS * RATIO_MIN and now_ns - self._last_ns >= longest_ns
 
     def _learn(self, admitted: int, span_s: float, crest: float, now_ns: int) -> None:
         """Learn what is normal, while it is."""
         if self.is_on and now_ns - self._jam_ns < LEARN_AGAIN_NS:
-            self._sketch = Sketch({}, 0.0)
-            return
-        if now_ns - self._last_ns > SILENT_NS:
-            return
-        kept = exp(-span_s / LEARN_TAU_S)
-        self._sum_admitted = self._sum_admitted * kept + admitted
-        self._sum_outcomes = self._sum_outcomes * kept + self._outcomes
-        if self._sum_admitted:
-            self.ratio = self._sum_outcomes / self._sum_admitted
-        self._span = self._span * kept + span_s
-        self._peak = max(self._peak * kept, crest)
-        self._gap_ns = round(self._gap_ns * kept)
-        if self._sketch.count >= WARM_REPORTS and now_ns - self._learned_ns >= NS:
-            weight = 1 - exp(-(now_ns - self._learned_ns) / NS / LEARN_TAU_S) if self.normal_ms else 1.0
-            self.normal_ms += (self._sketch.mean_ms - self.normal_ms) * weight
-            self.normal_p90_ms += (self._sketch.quantiles_ms(0.9)[0] - self.normal_p90_ms) * weight
-            self._sketch = Sketch({}, 0.0)
-            self._learned_ns = now_ns
+            self.normal.forget()
+        elif now_ns - self._last_ns <= SILENT_NS:
+            self.normal.learn(admitted, self._outcomes, crest, span_s, now_ns)
 
     def _bound(self, now_ns: int) -> None:
         """Work out the limit, or in tight times the rate."""
-        if not self.is_on or self.ratio < RATIO_MIN:
+        if not self.is_on or self.normal.ratio < RATIO_MIN:
             self.limit = self.open_below = inf
             self._ration.set_rate(None, now_ns)
             return
         if self.is_tight:
             rate = self._silent_rate(now_ns) if self._is_silent(now_ns) else self._tight_rate(now_ns)
-            self._ration.set_rate(rate, now_ns)
+            self._ration.set_rate(rate * self.share, now_ns)
             self.open_below = -inf
             return
         self._ration.set_rate(None, now_ns)
         expected = self._rate * self.target_ms / 1e3
-        if now_ns - self._turned_ns > LEARN_AGAIN_NS and self._span:
+        if now_ns - self._turned_ns > LEARN_AGAIN_NS:
             # A pause of a few seconds makes the next check no burst.
-            expected = max(expected, self._sum_admitted / self._span * self.target_ms / 1e3)
+            expected = max(expected, self.normal.admitted_s * self.target_ms / 1e3)
         expected *= CALM
-        self.limit = max(expected + MARGIN_SIGMAS * sqrt(expected), self._peak / TIER_LOWEST) + CALM_EXTRA
+        self.limit = max(expected + MARGIN_SIGMAS * sqrt(expected), self.normal.peak / TIER_LOWEST) + CALM_EXTRA
         self.open_below = self.limit * TIER_LOWEST - 1
 
     def _silent_rate(self, now_ns: int) -> float:

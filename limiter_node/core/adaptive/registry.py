@@ -6,6 +6,7 @@ what applies: a person's pin always, the controller's record where the policy is
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.gate import Gate
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.adaptive.evidence import Signal
+    from limiter_node.core.adaptive.pulse import Pulse
+
+PULSES_MAX = 50
+"""Backends that a ping tells of. One costs 4 us a ping at both ends: 8 nodes spend at most 3 % of a core each on it."""
 
 DEFAULT = Backend()
 
@@ -120,6 +125,17 @@ class Backends:
             self._share = share
             for gate in self.gates.values():
                 gate.set_share(share, now_ns)
+
+    def pulses(self) -> dict[str, Pulse]:
+        """What to tell the other nodes: of gates that are in use, as many as may be."""
+        busy = ((name, gate) for name, gate in self.gates.items() if not gate.is_idle)
+        return {name: gate.pulse() for name, gate in islice(busy, PULSES_MAX)}
+
+    def hear(self, node: str, pulses: dict[str, Pulse], now_ns: int) -> None:
+        """Take what another node tells."""
+        for name, pulse in pulses.items():
+            if self.is_known(name):
+                self.gate(name).hear(node, pulse, now_ns)
 
     def reject(self, name: str, source: str, problem: str) -> None:
         """Somebody said something of a backend that is no good: count it, and keep it for people to see."""

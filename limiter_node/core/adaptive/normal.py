@@ -1,0 +1,77 @@
+"""What is normal at a backend, learned while all is well: latency, outcomes per check, the most that is out.
+
+Everything fades over half a minute, so that it follows the day and no spike. Time comes in as an argument.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+from limiter_node.core.adaptive.sketch import Sketch
+
+NS = 1_000_000_000
+LEARN_TAU_S = 30.0
+"""Long against a spike, short against a day."""
+
+REPORTS_MIN = 20
+"""For a mean and a 90th percentile."""
+
+
+class Normal:
+    """Of one backend, as a guard sees it."""
+
+    def __init__(self) -> None:
+        self.ratio = 1.0  # outcomes reported per check that is admitted
+        self.mean_ms = 0.0
+        self.p90_ms = 0.0
+        self.pause_ns = 0  # longest time between reports
+        self.peak = 0.0  # most that was out
+        # Decayed sums:
+        self._span_s = 0.0
+        self._admitted = self._outcomes = 0.0
+        self._sketch = Sketch({}, 0.0)  # latencies since the normal ones were last learned
+        self._learned_ns = 0
+
+    @property
+    def admitted_s(self) -> float:
+        """Checks per second."""
+        return self._admitted / self._span_s if self._span_s else 0.0
+
+    @property
+    def outcomes_s(self) -> float:
+        """Outcomes per second."""
+        return self._outcomes / self._span_s if self._span_s else 0.0
+
+    def begin(self, now_ns: int) -> None:
+        """The first outcome is about to be heard."""
+        self._learned_ns = now_ns
+
+    def hear(self, latency_ms: float, count: int) -> None:
+        """Take the latency of answers; whether it is normal is for `learn` or `forget` to say."""
+        self._sketch.add(latency_ms, count)
+
+    def forget(self) -> None:
+        """What was heard lately is not normal."""
+        self._sketch = Sketch({}, 0.0)
+
+    def learn(self, admitted: int, outcomes: int, out: float, span_s: float, now_ns: int) -> None:
+        """Take what was seen in so many seconds in which all was well, with so many out at most."""
+        kept = exp(-span_s / LEARN_TAU_S)
+        self._admitted = self._admitted * kept + admitted
+        self._outcomes = self._outcomes * kept + outcomes
+        if self._admitted:
+            self.ratio = self._outcomes / self._admitted
+        self._span_s = self._span_s * kept + span_s
+        self.peak = max(self.peak * kept, out)
+        self.pause_ns = round(self.pause_ns * kept)
+        if self._sketch.count >= REPORTS_MIN and now_ns - self._learned_ns >= NS:
+            weight = 1 - exp(-(now_ns - self._learned_ns) / NS / LEARN_TAU_S) if self.mean_ms else 1.0
+            self.mean_ms += (self._sketch.mean_ms - self.mean_ms) * weight
+            self.p90_ms += (self._sketch.quantiles_ms(0.9)[0] - self.p90_ms) * weight
+            self._learned_ns = now_ns
+            self.forget()
+
+    def accept(self, latency_ms: float) -> None:
+        """From now on this mean latency is normal, and the spread what it was."""
+        self.p90_ms *= latency_ms / self.mean_ms
+        self.mean_ms = latency_ms
