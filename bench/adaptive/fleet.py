@@ -32,6 +32,9 @@ PULSE_S = 0.06
 PULSE_DELAY_S = (0.001, 0.01)
 """Nodes ping each other every 50 ms, as far as ticks of 10 ms let them."""
 
+LEADS_AT = 0
+"""The node that leads: when loads are lost, it neither hears the others nor is heard."""
+
 FLUSH_S = 0.02
 """Callers send what they have to report so often."""
 
@@ -152,13 +155,12 @@ class Fleet:
             gates[node].report(latency_ms, outcome, 1, now_ns + clocks[node])
 
     def _tell(self, node: int, now_s: float) -> None:
-        if _is_within(self._scenario.loads_lost, now_s):
-            return
         pulse, name = self._gates[node].pulse(), str(node)
+        cut_off = {LEADS_AT} if _is_within(self._scenario.loads_lost, now_s) else set()
 
         def arrive(at_s: float) -> None:
             for other, gate in enumerate(self._gates):
-                if other != node:
+                if other != node and not cut_off & {node, other}:
                     gate.hear(name, pulse, int(at_s * 1e9) + self._clocks[other])
 
         self._world.at(now_s + self._chance.uniform(*PULSE_DELAY_S), arrive)

@@ -16,7 +16,7 @@ NAME = "orders"
 
 
 def pulse(wanted: int, sent: int = 0, answers: int = 0, latencies_ms: float = 0.0) -> Pulse:
-    return Pulse(wanted, sent, answers, 0, 0, latencies_ms)
+    return Pulse(wanted, sent, answers, 0, 0, latencies_ms, latencies_ms)
 
 
 def test_what_is_new_is_the_difference_whatever_was_lost_in_between() -> None:

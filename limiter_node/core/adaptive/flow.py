@@ -15,6 +15,10 @@ FAST_S = 0.3
 SURPLUS_TAU_S = 0.5
 """Of checks sent and not answered, leaking."""
 
+HELD_TAU_S = 1.0
+"""In which what is held comes to what latencies say: quick changes are of the counts, which are known at once, and what
+lasts is of the latencies, which no lost report makes wrong. With 2 s a mean of 18 overloads fell by 0.02."""
+
 UP_S = 3.0
 DOWN_S = 0.5
 """The memory falls quickly and rises slowly: a backend that flaps is met at its worst again within seconds."""
@@ -22,7 +26,7 @@ DOWN_S = 0.5
 LOST_FEW = 0.1
 """Of the answers: with more of them lost, what is answered is not what the backend can do."""
 
-LOST_TAU_S = 8.0
+LOST_TAU_S = 4.0
 """In a jam that loses answers the memory fades: it is of the time before, when more came back."""
 
 HISTORY_MAX = 128
@@ -60,6 +64,8 @@ class Flow:
         self.answers_s = 0.0
         self.lost_s = 0.0  # refused, or given up by their callers
         self.surplus = 0.0  # checks sent and not answered, lately
+        self.held = 0.0  # checks that the backend has, as counts and latencies tell together
+        self._back_s = 0.0  # outcomes, averaged over two pauses between reports
         self.memory_s = 0.0  # what could be answered, as far as known
 
     @property
@@ -73,6 +79,12 @@ class Flow:
         weight = 1 - exp(-span_s / max(FAST_S, 2 * pause_s))
         self.answers_s += (answers / span_s - self.answers_s) * weight
         self.lost_s += (lost / span_s - self.lost_s) * weight
+
+    def hold(self, sent: int, outcomes: float, out: float, span_s: float, pause_s: float) -> None:
+        """Follow what the backend has; `out`: what it has by the latencies alone."""
+        self._back_s += (outcomes / span_s - self._back_s) * (1 - exp(-span_s / max(2 * pause_s, 1e-3)))
+        held = max(self.held + sent - self._back_s * span_s, 0.0)
+        self.held = held + (out - held) * (1 - exp(-span_s / HELD_TAU_S))
 
     def remember(self, seen_s: float, span_s: float, *, is_jammed: bool) -> None:
         """Let the memory follow; in a jam that loses answers it only fades."""

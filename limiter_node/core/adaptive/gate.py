@@ -66,7 +66,8 @@ class Gate:
         self._latency = Sketch({}, 0.0)
         self._fellows = Fellows()
         self._reported = dict.fromkeys(self._outcomes, 0)  # ever since
-        self._latencies_ms = 0.0  # the sum over all answers
+        self._latencies_ms = 0.0  # the sum over all answers,
+        self._squares_ms2 = 0.0  # and of their squares
         self.is_idle = True  # nothing came in the last window: there is no need to tell others
         self.set_policy(policy)
 
@@ -145,6 +146,7 @@ class Gate:
             self._latency.add(latency_ms, count)
             if kind != "refused":
                 self._latencies_ms += latency_ms * count
+                self._squares_ms2 += latency_ms * latency_ms * count
         self.reported_ns = now_ns
         self.guard.report(latency_ms, kind, count, now_ns)
         self.guard.step(self._sent, now_ns)
@@ -159,6 +161,7 @@ class Gate:
             reported["refused"],
             reported["timeout"],
             self._latencies_ms,
+            self._squares_ms2,
         )
 
     def hear(self, name: str, pulse: Pulse, now_ns: int) -> None:

@@ -5,9 +5,7 @@ Everything fades over half a minute, so that it follows the day and no spike. Ti
 
 from __future__ import annotations
 
-from math import exp
-
-from limiter_node.core.adaptive.sketch import Sketch
+from math import exp, log, sqrt
 
 NS = 1_000_000_000
 LEARN_TAU_S = 30.0
@@ -15,6 +13,9 @@ LEARN_TAU_S = 30.0
 
 REPORTS_MIN = 20
 """For a mean and a 90th percentile."""
+
+
+Z_90 = 1.2816
 
 
 class Normal:
@@ -29,7 +30,9 @@ class Normal:
         # Decayed sums:
         self._span_s = 0.0
         self._admitted = self._outcomes = 0.0
-        self._sketch = Sketch({}, 0.0)  # latencies since the normal ones were last learned
+        # Latencies since the normal ones were last learned:
+        self._latencies_ms = self._squares_ms2 = 0.0
+        self._count = 0
         self._learned_ns = 0
 
     @property
@@ -46,13 +49,16 @@ class Normal:
         """The first outcome is about to be heard."""
         self._learned_ns = now_ns
 
-    def hear(self, latency_ms: float, count: int) -> None:
-        """Take the latency of answers; whether it is normal is for `learn` or `forget` to say."""
-        self._sketch.add(latency_ms, count)
+    def hear(self, latencies_ms: float, squares_ms2: float, count: int) -> None:
+        """Take sums over the latencies of answers; whether they are normal is for `learn` or `forget` to say."""
+        self._latencies_ms += latencies_ms
+        self._squares_ms2 += squares_ms2
+        self._count += count
 
     def forget(self) -> None:
         """What was heard lately is not normal."""
-        self._sketch = Sketch({}, 0.0)
+        self._latencies_ms = self._squares_ms2 = 0.0
+        self._count = 0
 
     def learn(self, admitted: int, outcomes: int, out: float, span_s: float, now_ns: int) -> None:
         """Take what was seen in so many seconds in which all was well, with so many out at most."""
@@ -64,10 +70,11 @@ class Normal:
         self._span_s = self._span_s * kept + span_s
         self.peak = max(self.peak * kept, out)
         self.pause_ns = round(self.pause_ns * kept)
-        if self._sketch.count >= REPORTS_MIN and now_ns - self._learned_ns >= NS:
+        if self._count >= REPORTS_MIN and now_ns - self._learned_ns >= NS:
+            mean_ms = self._latencies_ms / self._count
             weight = 1 - exp(-(now_ns - self._learned_ns) / NS / LEARN_TAU_S) if self.mean_ms else 1.0
-            self.mean_ms += (self._sketch.mean_ms - self.mean_ms) * weight
-            self.p90_ms += (self._sketch.quantiles_ms(0.9)[0] - self.p90_ms) * weight
+            self.mean_ms += (mean_ms - self.mean_ms) * weight
+            self.p90_ms += (_p90(mean_ms, self._squares_ms2 / self._count) - self.p90_ms) * weight
             self._learned_ns = now_ns
             self.forget()
 
@@ -75,3 +82,9 @@ class Normal:
         """From now on this mean latency is normal, and the spread what it was."""
         self.p90_ms *= latency_ms / self.mean_ms
         self.mean_ms = latency_ms
+
+
+def _p90(mean: float, square: float) -> float:
+    """Of a log-normal distribution, as latencies about are, with that mean and mean square."""
+    variance = max(log(square) - 2 * log(mean), 0.0) if mean and square else 0.0
+    return mean * exp(Z_90 * sqrt(variance) - variance / 2)

@@ -15,7 +15,7 @@ import msgspec
 
 from limiter_node.core.adaptive.evidence import Count
 
-LATENCIES_MAX = 2.0**80
+Sum = Annotated[float, msgspec.Meta(ge=0, le=2.0**120)]
 SHARE_TAU_S = 10.0
 """Shares follow demand over ten seconds, as those of the published rate do."""
 
@@ -31,7 +31,8 @@ class Pulse(msgspec.Struct, frozen=True, array_like=True):
     answers: Count  # outcomes reported to this node with an answer, good or bad
     refused: Count
     timeouts: Count
-    latencies_ms: Annotated[float, msgspec.Meta(ge=0, le=LATENCIES_MAX)]  # the sum over the answers
+    latencies_ms: Sum  # over the answers
+    squares_ms2: Sum  # of those latencies
 
     def since(self, before: Pulse) -> Pulse | None:
         """What was counted since an earlier one; None where that is of another life of the node."""
@@ -42,6 +43,7 @@ class Pulse(msgspec.Struct, frozen=True, array_like=True):
             self.refused - before.refused,
             self.timeouts - before.timeouts,
             self.latencies_ms - before.latencies_ms,
+            self.squares_ms2 - before.squares_ms2,
         )
         return None if min(msgspec.structs.astuple(news)) < 0 else news
 

@@ -25,7 +25,7 @@ BUCKET_MIN = 8.0
 START_SHARE = 0.5
 """Of the bucket, when a rate begins: it begins because the backend has too much already."""
 
-RESERVE_STEP = 0.07
+RESERVE_STEP = 0.085
 FLOOR_SHARE = 0.05
 FLOOR_MAX = 1.0
 """Checks that a floor may save up: a floor is a trickle and no burst."""
@@ -49,12 +49,15 @@ class Ration:
         """Whether nothing is rationed."""
         return self.rate is None and self.fractions is None
 
-    def set_rate(self, rate: float | None, now_ns: int) -> None:
-        """Go over to another rate; what is saved up stays, as far as the new bucket holds it."""
+    def set_rate(self, rate: float | None, now_ns: int, typical: float | None = None) -> None:
+        """Go over to another rate; what is saved up stays, as far as the new bucket holds it.
+
+        The bucket is for the `typical` rate, else for this one: what is less for a moment takes no reserves away.
+        """
         if self.rate is not None:
             self._fill(now_ns)
         if rate is not None:
-            self._bucket = max(BUCKET_S * rate, self.bucket_min)
+            self._bucket = max(BUCKET_S * (rate if typical is None else typical), self.bucket_min)
             if self.rate is None:
                 self._tokens = START_SHARE * self._bucket
             self._tokens = min(self._tokens, self._bucket)
@@ -88,7 +91,7 @@ class Ration:
         self._fill(now_ns)
         if self._tokens < 1:
             return False
-        if self._tokens - 1 < RESERVE_STEP * priority * self._bucket:
+        if self._tokens - 1 < RESERVE_STEP * priority * (self._bucket - 1):
             if self._floors[priority] < 1:
                 return False
             self._floors[priority] -= 1
