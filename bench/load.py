@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CONNECTIONS = 32
+CONNECTIONS_MANY = 128
 CHECKS_PER_BATCH = 100
 SCRIPT = Path(__file__).with_name("check.lua")
 

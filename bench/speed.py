@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.comparison import Comparison, Figure, Plan, Subject
-from bench.load import CHECKS_PER_BATCH, CONNECTIONS, keys_of_13_bytes
+from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
 from bench.servers import Numbers, Stage, owners
 from bench.systems import applications, envoy, limiter, nginx
 
@@ -38,6 +38,7 @@ SYSTEMS: dict[str, Callable[[Stage, Cores, Numbers], System]] = {
 }
 NODE_POST, NODE_BATCH, NGINX_POST = f"{NODE}, POST", f"{NODE}, batch of {CHECKS_PER_BATCH}", f"{NGINX}, POST"
 FORWARDED, OWNER, ALONE = "forwarded", "asking the owner", "standalone"
+AT_ONCE = f", {CONNECTIONS_MANY} connections"
 
 
 def compare_local(plan: Plan) -> dict[str, Any]:
@@ -74,17 +75,21 @@ def compare_forwarded(plan: Plan) -> dict[str, Any]:
         alone = limiter.standalone(stage, plan.cores, NUMBERS)
         keys = owned_keys(pair, KEYS_OWNED_QUICK if plan.is_quick else KEYS_OWNED, seed=plan.seed)
         comparison = Comparison(
-            f"forwarded: two nodes on one core and a real etcd, {len(keys):,} keys of the node not asked",
+            f"forwarded: two nodes on one core and a real etcd, {len(keys):,} keys of the node not asked,"
+            f" {CONNECTIONS} connections unless it says otherwise",
             [
                 Subject(FORWARDED, pair.asked),
                 Subject(OWNER, pair.owner),
                 Subject(ALONE, alone),
+                Subject(FORWARDED + AT_ONCE, pair.asked, connections=CONNECTIONS_MANY),
+                Subject(OWNER + AT_ONCE, pair.owner, connections=CONNECTIONS_MANY),
                 Subject(f"{FORWARDED}, POST", pair.asked, "post"),
                 Subject(f"{OWNER}, POST", pair.owner, "post"),
                 Subject(f"{FORWARDED}, batch of {CHECKS_PER_BATCH}", pair.asked, "batch"),
             ],
             [
                 Figure(FORWARDED, OWNER, 0.70),
+                Figure(FORWARDED + AT_ONCE, OWNER + AT_ONCE, 0.70),
                 Figure(FORWARDED, ALONE),
                 Figure(f"{FORWARDED}, POST", f"{OWNER}, POST"),
                 Figure(f"{FORWARDED}, batch of {CHECKS_PER_BATCH}", FORWARDED),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.comparison import Comparison, Figure, Plan, Subject
 from bench.hot import SPENT
-from bench.load import CHECKS_PER_BATCH, CONNECTIONS, keys_of_13_bytes
+from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
 from bench.servers import RULE, Stage, read_json
 from bench.speed import KEYS, NUMBERS, write_keys
 from bench.systems import limiter
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 ONE, TWO, FOUR = "1 worker on 1 core", "2 workers on 2 cores", "4 workers on 2 cores"
 BATCH, DENIED = f", batch of {CHECKS_PER_BATCH}", ", one denied key"
-MANY = 4 * CONNECTIONS
 
 
 def compare(plan: Plan) -> dict[str, Any]:
@@ -37,13 +36,13 @@ def compare(plan: Plan) -> dict[str, Any]:
 
         nodes = {ONE: one, TWO: two, FOUR: four}
         comparison = Comparison(
-            f"workers: {KEYS:,} keys in shuffled order, {MANY} connections, of batches {CONNECTIONS}",
+            f"workers: {KEYS:,} keys in shuffled order, {CONNECTIONS_MANY} connections, of batches {CONNECTIONS}",
             [
-                *(asked(name, node, connections=MANY) for name, node in nodes.items()),
+                *(asked(name, node, connections=CONNECTIONS_MANY) for name, node in nodes.items()),
                 # On more connections a node with one worker refuses some: they would wait too long.
                 *(asked(name + BATCH, node, mode="batch") for name, node in nodes.items()),
                 *(
-                    asked(name + DENIED, node, connections=MANY, keyfile=denied, expected="denied")
+                    asked(name + DENIED, node, connections=CONNECTIONS_MANY, keyfile=denied, expected="denied")
                     for name, node in ((ONE, spent_one), (FOUR, spent_four))
                 ),
             ],

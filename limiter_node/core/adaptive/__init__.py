@@ -11,7 +11,9 @@ law        the controller's law: evidence in, a decision a second out
   shares     a rate divided among priorities
 gate       a node's part: who is let through
   ration     its share of the decided rate, by priority
-  guard      its own bound of what is out at the backend
-  flow       what comes back of what it has sent
+  guard      its bound of what is out at the backend, without a controller
+  pulse      what nodes tell each other for it, with every ping
+  normal     what is normal at the backend
+  flow       what comes back of what was sent
   steering   how much it lets in while times are tight
 """
