@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bench import plots
 from bench.markdown import met_text, table, write_report
 from bench.scale import projection
-from bench.scale.keys import waits_text
+from bench.scale.keys import HAND_OVER_S, waits_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,7 +123,9 @@ def _keys(found: list[dict[str, Any]]) -> Iterator[str]:
                 f"{values[-1]:.0f} ({min(values):.0f} to {max(values):.0f} on the way)",
                 f"{waits_text(of, 'fill')} at {of['fill_per_s']:,.0f} keys/s",
                 waits_text(of, "hand_over"),
-                f"{lasted:.1f} s" if lasted is not None else f"not done yet: {of['handed_over']:,} keys there",
+                f"{lasted:.1f} s"
+                if lasted is not None
+                else f"more than {HAND_OVER_S:.0f} s, when {of['handed_over']:,} were there",
                 f"{waits_text(of, 'expiry')}, {of['held_at_once']:,} keys full after {of['refill_s']} s",
             )
 
