@@ -81,6 +81,16 @@ def test_what_is_too_much_is_taken_back_and_a_little_goes_on() -> None:
     assert rate(held=100) == pytest.approx(10, rel=0.01)
 
 
+def test_quick_refusals_come_back_as_well_but_not_what_is_given_up() -> None:
+    flow = flowing(2, sent=100, answers=40, lost=60)
+    flow.memory_s, flow.held = 40.0, 8.0
+    in_time, late = (
+        tight_rate(flow, target_s=0.2, late_s=late_s, good_run=0, is_jammed=False) for late_s in (0.0, 0.001)
+    )
+    assert in_time == pytest.approx(100, rel=0.01)
+    assert late == pytest.approx(40, rel=0.01)
+
+
 def test_a_latency_that_does_not_give_way_is_pressed_harder() -> None:
     assert rate(late_s=1) < rate(late_s=0.1) < rate()
     assert rate(late_s=60) == rate(late_s=600) > rate(held=100)

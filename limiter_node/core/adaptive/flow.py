@@ -29,6 +29,12 @@ LOST_FEW = 0.1
 LOST_TAU_S = 4.0
 """In a jam that loses answers the memory fades: it is of the time before, when more came back."""
 
+LATEST_COUNTS = 3
+LATEST_TAU_S = 0.05
+LATEST_MAX_S = 3.0
+"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What
+was before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
+
 HISTORY_MAX = 128
 """Steps that are remembered: 3.2 s at the least, beyond any latency that a caller waits for."""
 
@@ -57,6 +63,24 @@ class History:
         return before + (counts[after] - before) * (at_ns - before_ns) / (times[after] - before_ns)
 
 
+class Latest:
+    """The mean latency of the latest outcomes."""
+
+    def __init__(self) -> None:
+        self.mean_ms = 0.0
+        self._sum_ms = self._count = 0.0  # decayed
+        self._last_ns = 0
+
+    def add(self, latencies_ms: float, count: int, answers_s: float, now_ns: int, *, begins_anew: bool) -> None:
+        """Take the sum of so many; where it begins anew, what was before tells nothing any more."""
+        lasts = max(LATEST_COUNTS, answers_s * LATEST_TAU_S)
+        kept = exp(-count / lasts - (now_ns - self._last_ns) / 1e9 / LATEST_MAX_S) if not begins_anew else 0.0
+        self._last_ns = now_ns
+        self._sum_ms = self._sum_ms * kept + latencies_ms
+        self._count = self._count * kept + count
+        self.mean_ms = self._sum_ms / self._count
+
+
 class Flow:
     """Of one node and backend, in checks per second."""
 
@@ -73,7 +97,7 @@ class Flow:
         """Whether hardly anything is lost."""
         return self.lost_s < LOST_FEW * self.answers_s
 
-    def step(self, sent: int, answers: float, lost: float, span_s: float, pause_s: float) -> None:
+    def step(self, sent: float, answers: float, lost: float, span_s: float, pause_s: float) -> None:
         """Take what was sent and came back in a span; reports come with pauses of up to `pause_s`."""
         self.surplus = self.surplus * exp(-span_s / SURPLUS_TAU_S) + sent - answers
         weight = 1 - exp(-span_s / max(FAST_S, 2 * pause_s))

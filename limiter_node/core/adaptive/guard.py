@@ -13,8 +13,9 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
     tight:     a rate (`steering`), the highest priority first
 
 Times are tight from the moment that more is sent than answered, beyond chance, and later than in health; or that
-answers are far too late; until they are in time and nobody was turned away for 4 s. A latency that stays so for 6 s
-while less is admitted is no queue's, and where people bear it, is the normal one from then on.
+answers are far too late; until they are in time and for 4 s nobody was turned away, or no answer told of a queue. A
+latency that stays so for 6 s while less is admitted is no queue's, and where people bear it, is the normal one from
+then on.
 
 Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 from math import exp, inf, sqrt
 from typing import TYPE_CHECKING, Literal
 
-from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History
+from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History, Latest
 from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.steering import tight_rate
@@ -46,12 +47,6 @@ OVERDUE_COUNTS = 3.0
 
 OVERDUE_GAPS = 2
 """Times the longest pause between reports in health: callers report in batches."""
-
-LATEST_COUNTS = 3
-LATEST_TAU_S = 0.05
-LATEST_MAX_S = 3.0
-"""The latest outcomes: 3, or those of the last 50 ms. With 0.2 s a drop to 44 % cost 4 % more, with 0.3 s 11 %. What
-was before a pause of seconds tells less, so that the first probe in time after a hang is believed."""
 
 RELAX_NS = 4 * NS
 """Tight times end when so long nobody was turned away: had they ended by quick answers, or been tried without, each
@@ -158,15 +153,14 @@ class Guard:
         self.objective_ms: float | None = None  # as people gave it
         self.normal = Normal()
         self.share = 1.0  # this node's part of what all that are heard send
-        self._latest = 0.0  # decayed sum of latencies (ms) that tell of the queue,
-        self._latest_count = 0.0  # and of how many
-        self._latest_ns = 0  # when
+        self._latest = Latest()  # latencies that tell of the queue
         self._flow = Flow()
         self._was_silent = False
         self._is_jammed = False  # answers are far too late: admit less than comes back, and measure nothing
         self._history = History()
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
-        self._in_time_ns = 0  # when answers last were in time
+        self._in_time_ns = 0  # when answers last were in time,
+        self._queued_ns = 0  # and when they were later than normal
         self._good_ms = 0.0  # a latency below it is in time
         self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
@@ -183,7 +177,7 @@ class Guard:
         self._admitted = 0  # checks admitted in all, when the limit was last worked out
         self._unanswered = 0  # checks admitted since the last report, as far as known
         # Since the limit was last worked out:
-        self._answers = 0
+        self._answers = self._refused = 0
         self._outcomes = 0
         self._new_ms = 0.0
         self._new_count = 0
@@ -231,6 +225,8 @@ class Guard:
                 self._new_count += count
         if kind in ("ok", "failed"):
             self._answers += count
+        elif kind == "refused":
+            self._refused += count
 
     def set_share(self, share: float) -> None:
         """This node's part of what all nodes that are heard send to the backend, 0 to 1."""
@@ -267,18 +263,12 @@ class Guard:
         self._admitted = admitted
         self._unanswered = max(new - self._outcomes, 0) if self._outcomes else self._unanswered + new
         if self._new_count:
-            pause_s = (now_ns - self._latest_ns) / NS
-            kept = exp(
-                -self._new_count / max(LATEST_COUNTS, self._flow.answers_s * LATEST_TAU_S) - pause_s / LATEST_MAX_S
-            )
-            self._latest_ns = now_ns
-            if self._is_jammed and self._good_run >= JAM_OVER:
-                kept = 0.0
-            self._latest = self._latest * kept + self._new_ms
-            self._latest_count = self._latest_count * kept + self._new_count
+            is_over = self._is_jammed and self._good_run >= JAM_OVER
+            self._latest.add(self._new_ms, self._new_count, self._flow.answers_s, now_ns, begins_anew=is_over)
         ratio = max(self.normal.ratio, RATIO_MIN)
         lost = self._outcomes - self._answers
-        self._flow.step(new, self._answers / ratio, lost / ratio, span_s, self.normal.pause_ns / NS)
+        taken = new - self._refused / ratio  # what is refused waits in no queue
+        self._flow.step(taken, self._answers / ratio, lost / ratio, span_s, self.normal.pause_ns / NS)
         if self._outcomes or now_ns - self._last_ns < OVERDUE_COUNTS * NS / (self._known_rate + 1):
             self._known_rate += (new / span_s - self._known_rate) * (1 - exp(-span_s / KNOWN_TAU_S))
         crest = self.out  # of those that were admitted at one moment since the last step
@@ -290,7 +280,7 @@ class Guard:
         self._judge(now_ns)
         self._learn(new, span_s, crest, now_ns)
         self._bound(now_ns)
-        self._answers = self._outcomes = self._new_count = 0
+        self._answers = self._refused = self._outcomes = self._new_count = 0
         self._new_ms = 0.0
 
     def _follow(self, span_s: float, now_ns: int) -> None:
@@ -307,7 +297,7 @@ class Guard:
     @property
     def latency_ms(self) -> float:
         """The mean of the latest outcomes."""
-        return self._latest / self._latest_count if self._latest_count else 0.0
+        return self._latest.mean_ms
 
     def _delay_ms(self, now_ns: int) -> float:
         """How long ago the checks were admitted that are answered now; longer when answers are overdue."""
@@ -318,28 +308,28 @@ class Guard:
 
     def _judge(self, now_ns: int) -> None:
         """Settle whether times are tight."""
+        # Without anything normal, as when nothing but refusals was reported, every answer would be too late.
+        is_warm = self._reports >= WARM_REPORTS and now_ns - self._first_ns >= WARM_NS and self.normal.mean_ms > 0
+        self.is_on = self.is_on or is_warm
         if not self.is_on:
-            if self._reports < WARM_REPORTS or now_ns - self._first_ns < WARM_NS or not self.normal.mean_ms:
-                return  # without a target, as when nothing but refusals was reported, every answer would be too late
-            self.is_on = True
+            return
         target_ms = self.target_ms
         latency_ms = self._delay_ms(now_ns)
         self._good_ms, self._late_max_ms = target_ms, LATE_MAX * target_ms
+        is_queued = latency_ms > EARLY_NORMAL * self.normal.mean_ms
+        if is_queued:
+            self._queued_ns = now_ns
         if not self.is_tight:
-            pause_s = max(self.normal.pause_ns / NS - PAUSE_USUAL_S, 0.0)
-            answers_s = max(self._flow.answers_s, 1.0)
-            most = SURPLUS_SIGMAS * sqrt(answers_s * SURPLUS_TAU_S) + answers_s * pause_s
-            grows = self._flow.surplus > most and latency_ms > EARLY_NORMAL * self.normal.mean_ms
-            denies = now_ns - self._denied_ns < DENIED_NS and latency_ms > target_ms
-            too_late = latency_ms > target_ms * HARD_TARGET or grows or denies
-            self.is_tight = too_late or self._is_silent(now_ns)
+            denies = now_ns - self._denied_ns < DENIED_NS
+            late = latency_ms > target_ms * (1 if denies else HARD_TARGET)
+            self.is_tight = late or self._is_silent(now_ns) or (is_queued and self._grows())
             if self.is_tight:
                 self._turned_ns = self._in_time_ns = now_ns
         elif self._is_silent(now_ns):
             self._turned_ns = now_ns
         elif latency_ms < target_ms:
             self._in_time_ns = now_ns
-            if now_ns - self._denied_ns > RELAX_NS:
+            if now_ns - min(self._denied_ns, self._queued_ns) > RELAX_NS:
                 self.is_tight = False
                 self._turned_ns = now_ns
         elif now_ns - self._in_time_ns > NO_QUEUE_NS and self._is_no_queue(latency_ms):
@@ -348,6 +338,12 @@ class Guard:
             self._turned_ns = now_ns
         if self.is_tight:
             self._jam_ns = now_ns
+
+    def _grows(self) -> bool:
+        """Whether more was sent than answered, beyond chance and what callers may hold back."""
+        pause_s = max(self.normal.pause_ns / NS - PAUSE_USUAL_S, 0.0)
+        answers_s = max(self._flow.answers_s, 1.0)
+        return self._flow.surplus > SURPLUS_SIGMAS * sqrt(answers_s * SURPLUS_TAU_S) + answers_s * pause_s
 
     def _is_no_queue(self, latency_ms: float) -> bool:
         """Whether answers come as late as ever, though fewer are let in than come back: they take so long now."""

@@ -37,6 +37,7 @@ def tight_rate(flow: Flow, *, target_s: float, late_s: float, good_run: int, is_
     """Work it out; `late_s`: for how long the latency has been above its target; `good_run`: latest answers in time."""
     possible = min(flow.answers_s, flow.memory_s) if is_jammed else flow.memory_s
     aim = max(1 - AIM_PER_S * late_s, AIM_LEAST)
-    rate = flow.answers_s + (aim * possible * target_s - flow.held) / CORRECT_S
+    back_s = flow.answers_s if late_s else flow.answers_s + flow.lost_s  # quick refusals come back as well
+    rate = back_s + (aim * possible * target_s - flow.held) / CORRECT_S
     least = JAM_LEAST * flow.memory_s if is_jammed else RATE_LEAST * flow.answers_s
     return max(rate, least, 0.0 if late_s else good_run - GOOD_RUN)
