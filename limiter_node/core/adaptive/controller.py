@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.evidence import Decision, in_a_row, together
 from limiter_node.core.adaptive.law import Law, signal_of
+from limiter_node.core.adaptive.pulse import SHARE_LEAST, SHARE_TAU_S
 from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:
@@ -38,10 +39,6 @@ FRESH_NS = 3 * NS
 FRESH_POLLS = 2.5
 """What a poll or a monitor has said holds for so long, a poll for 2.5 times its pace at the least (one may fail); it is
 told to the law once a tick."""
-
-SHARE_TAU_S = 10.0
-SHARE_MIN = 0.05
-"""Shares follow demand over ten seconds; a node without any gets a twentieth of an even share, to begin with."""
 
 RELEASED = Decision(1.0, "normal", "adaptive throttling is off")
 
@@ -209,7 +206,7 @@ class Controller:
         for backend, demand in self._demand.items():
             total = sum(demand.values())
             if total > 0:
-                least = SHARE_MIN * total / len(demand)
+                least = SHARE_LEAST * total / len(demand)
                 parts = {node: max(wanted, least) for node, wanted in demand.items()}
                 shares[backend] = parts.get(name, least) / sum({**parts, name: parts.get(name, least)}.values())
         return shares

@@ -62,10 +62,10 @@ class Gate:
         self._pressure = [1.0] * PRIORITIES  # wanted by admitted, over the last window
         self._window_ns: int | None = None  # when the present window began
         self._last = [[0] * PRIORITIES, [0] * PRIORITIES, [0] * PRIORITIES]  # counts when it did
-        self._outcomes = dict.fromkeys(("ok", "refused", "failed", "timeout"), 0)
+        self._reported = dict.fromkeys(("ok", "refused", "failed", "timeout"), 0)  # outcomes, ever since
+        self._last_reported = self._reported.copy()  # when the window began
         self._latency = Sketch({}, 0.0)
         self._fellows = Fellows()
-        self._reported = dict.fromkeys(self._outcomes, 0)  # ever since
         self._latencies_ms = 0.0  # the sum over all answers,
         self._squares_ms2 = 0.0  # and of their squares
         self.is_idle = True  # nothing came in the last window: there is no need to tell others
@@ -140,7 +140,6 @@ class Gate:
         """
         if latency_ms is not None:
             latency_ms = min(latency_ms, LATENCY_MAX_MS)
-        self._outcomes[kind] += count
         self._reported[kind] += count
         if latency_ms is not None and kind != "timeout":
             self._latency.add(latency_ms, count)
@@ -208,7 +207,8 @@ class Gate:
         self._pressure = [
             min(max(want / max(got, 1), 1.0), PRESSURE_MAX) for want, got in zip(wanted, admitted, strict=True)
         ]
-        outcomes, self._outcomes = self._outcomes, dict.fromkeys(self._outcomes, 0)
+        outcomes = {kind: count - self._last_reported[kind] for kind, count in self._reported.items()}
+        self._last_reported = self._reported.copy()
         latency, self._latency = self._latency, Sketch({}, 0.0)
         span_ns = max(now_ns - self._window_ns, 1) if self._window_ns is not None else NS
         self._window_ns = now_ns

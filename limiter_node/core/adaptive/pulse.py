@@ -17,7 +17,7 @@ from limiter_node.core.adaptive.evidence import Count
 
 Sum = Annotated[float, msgspec.Meta(ge=0, le=2.0**120)]
 SHARE_TAU_S = 10.0
-"""Shares follow demand over ten seconds, as those of the published rate do."""
+"""Shares follow demand over ten seconds, those of the published rate, too."""
 
 SHARE_LEAST = 0.05
 """Of an even share: what a node has that was asked for nothing lately."""
