@@ -17,8 +17,9 @@ from bench.adaptive.scenario import PRIORITIES
 from limiter_node.core.adaptive.evidence import PRIORITIES as PRIORITY_COUNT
 from limiter_node.core.adaptive.evidence import Decision, Load, Policy
 from limiter_node.core.adaptive.gate import Gate
-from limiter_node.core.adaptive.law import Law, signal_of
+from limiter_node.core.adaptive.law import Law
 from limiter_node.core.adaptive.sketch import Sketch
+from limiter_node.core.adaptive.view import signal_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

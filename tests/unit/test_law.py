@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -11,9 +12,10 @@ from limiter_node.core.adaptive.baseline import sure_fraction, sure_p90_ms
 from limiter_node.core.adaptive.capacity import Capacity
 from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import PRIORITIES, Decision, Load, Policy, Signal
-from limiter_node.core.adaptive.law import Law, signal_of
+from limiter_node.core.adaptive.law import Law
 from limiter_node.core.adaptive.shares import fractions
 from limiter_node.core.adaptive.sketch import Sketch
+from limiter_node.core.adaptive.view import signal_of
 from limiter_node.core.backends import parse_health, signal
 
 NS = 1_000_000_000
@@ -201,6 +203,23 @@ def test_with_errors_that_do_not_depend_on_the_load_it_is_the_latency_that_decid
         run.tick(load(400, admitted=sent, answered=done, latency_ms=900 if sent > 200 else 100, refused=0.3 * done))
         rates.append(sent)
     assert 0.8 * 200 <= sum(rates[6:]) / 24 <= 1.3 * 200
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_while_guards_turn_checks_away_errors_that_depend_on_nothing_neither_end_the_cut_nor_deepen_it(
+    seed: int,
+) -> None:
+    """A pool of 33/s, asked for 58/s, of whose answers 30 % are errors, by chance more and less each second."""
+    chance = random.Random(seed)
+    run = Run(slo_ms=500.0).healthy(58)
+    multipliers = []
+    for second in range(40):
+        let = min(run.last.rate or 58, 33 if second else 58)
+        errors = sum(chance.random() < 0.3 for _ in range(33))
+        run.tick(load(58, admitted=let, answered=33, latency_ms=150, refused=errors))
+        multipliers.append(run.last.multiplier)
+    assert max(multipliers[4:]) < 0.7
+    assert sum(multiplier < 0.45 for multiplier in multipliers[10:]) <= 2
 
 
 def test_a_new_normal_latency_is_learned() -> None:

@@ -46,7 +46,7 @@ class Baseline:
         self.p50_ms = 0.0
         self.p90_ms = 0.0
         self.mean_ms = 0.0
-        self.errors = 0.0  # fraction that fails whatever the load is, as a test has found
+        self.errors = 0.0  # fraction that fails whatever the load is, at most, as a test has found
         self.ratio = 0.0  # answers reported per check admitted
 
     def learn(self, signal: Signal, ratio: float, span_s: float) -> None:
@@ -63,6 +63,10 @@ class Baseline:
     def reset(self, signal: Signal) -> None:
         """This is the normal from now on."""
         self.p50_ms, self.p90_ms, self.mean_ms = signal.p50_ms, signal.p90_ms, signal.mean_ms
+
+    def bear_errors(self, signal: Signal) -> None:
+        """So many errors are no sign of too much load."""
+        self.errors = max(self.errors, _most_fraction(signal.error_rate, signal.samples))
 
     def slo_ms(self, policy: Policy) -> float:
         """The objective; 0 while it is not known."""
@@ -93,12 +97,19 @@ def sure_p90_ms(signal: Signal) -> float:
 
 def sure_fraction(fraction: float, samples: int) -> float:
     """What a fraction seen in so many samples surely is not below: Wilson's lower bound (95 %)."""
-    if samples <= 0:
-        return 0.0
-    z2 = Z_SURE * Z_SURE
+    return max(_wilson(fraction, samples, -Z_SURE), 0.0) if samples > 0 else 0.0
+
+
+def _most_fraction(fraction: float, samples: int) -> float:
+    """What it surely is not above."""
+    return min(_wilson(fraction, samples, Z_SURE), 1.0) if samples > 0 else 1.0
+
+
+def _wilson(fraction: float, samples: int, z: float) -> float:
+    z2 = z * z
     centre = fraction + z2 / (2 * samples)
-    spread = Z_SURE * sqrt(fraction * (1 - fraction) / samples + z2 / (4 * samples * samples))
-    return max((centre - spread) / (1 + z2 / samples), 0.0)
+    spread = z * sqrt(fraction * (1 - fraction) / samples + z2 / (4 * samples * samples))
+    return (centre + spread) / (1 + z2 / samples)
 
 
 def _capped(value: float, normal: float) -> float:

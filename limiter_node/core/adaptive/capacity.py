@@ -62,6 +62,11 @@ class Capacity:
         self._ceiling = self.value
         self._growth = GROWTH_START
 
+    @property
+    def usual(self) -> float:
+        """What is published where guards bind: the mean of those seconds, which noise moves least, and C at most."""
+        return min(self.value, sum(self._guarded) / len(self._guarded)) if self._guarded else self.value
+
     def see(self, answers_s: float) -> None:
         """Remember a tick under guards."""
         self._guarded.append(answers_s)

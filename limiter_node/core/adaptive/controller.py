@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.evidence import Decision, in_a_row, together
-from limiter_node.core.adaptive.law import Law, signal_of
+from limiter_node.core.adaptive.law import Law
 from limiter_node.core.adaptive.pulse import SHARE_LEAST, SHARE_TAU_S
+from limiter_node.core.adaptive.view import signal_of
 from limiter_node.core.model import BACKENDS_MAX, Gather, Gathered
 
 if TYPE_CHECKING:

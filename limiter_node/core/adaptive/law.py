@@ -26,7 +26,7 @@ from limiter_node.core.adaptive.diagnosis import DrainTest, ErrorTest
 from limiter_node.core.adaptive.evidence import Decision, Load, Policy, Signal
 from limiter_node.core.adaptive.shares import fractions
 from limiter_node.core.adaptive.symptoms import AT_ONCE, Doctor, Symptoms
-from limiter_node.core.adaptive.view import Recent, View, signal_of
+from limiter_node.core.adaptive.view import Recent, View
 
 NS = 1_000_000_000
 
@@ -70,7 +70,7 @@ RELEASE_S = 5.0
 
 ENTRY_ERRORS_MIN = 0.5
 ENTRY_ERRORS_KEEP = 1.05
-"""An error cut keeps all successes and a little more, but half of what was admitted at least."""
+"""An error cut keeps all successes and a little more, but half of what was handled at least."""
 
 USELESS_CUT = 0.6
 USELESS_STEP = 0.85
@@ -106,8 +106,6 @@ GUARDS_BIND = 0.9
 
 NEW_NORMAL_S = 15.0
 """With all demand admitted, guards quiet and the objective kept for so long, a higher latency is the normal one."""
-
-__all__ = ["Law", "signal_of"]
 
 
 class Law:
@@ -200,18 +198,28 @@ class Law:
         """Cut to the successes, and see whether the errors end."""
         self._is_to_test = False
         successes_s = symptoms.answers_s * (1 - view.signal.error_rate)
-        least = max(ENTRY_ERRORS_MIN * view.admitted_s, ENTRY_ERRORS_KEEP * successes_s)
+        least = max(ENTRY_ERRORS_MIN * min(view.admitted_s, symptoms.answers_s), ENTRY_ERRORS_KEEP * successes_s)
         self.capacity.value = min(self.capacity.value, least)
         self._errors = ErrorTest(view.signal.error_rate, successes_s)
+
+    def _acquits(self, test: ErrorTest, view: View, symptoms: Symptoms) -> bool:
+        """Take a tick of the test; True when errors do not depend on the load, and nothing else is wrong."""
+        verdict = test.step(view.admitted_s, symptoms.answers_s * view.signal.error_rate, view.span_s)
+        self._errors = test if verdict is None else None
+        if verdict is not False:
+            return False
+        self.baseline.bear_errors(view.signal)
+        self._is_to_test = True  # what is beyond that
+        symptoms.error_score = 0.0
+        return symptoms.load_score <= HEALTHY and not self._guards_bind(view)
 
     def _begin(self, view: View, capacity: float) -> None:
         self.is_controlling = True
         self.demand = max(view.wanted_s, sum(view.mix_s))
         self.capacity.begin(capacity)
         self.rate = self._enforced = view.admitted_s
-        self._queued = 0.0  # backlog at the last tick
+        self._queued = self._well_s = self._accepted_s = 0.0
         self._hot = 0
-        self._well_s = self._accepted_s = 0.0
         self._errors = None
         self._is_to_test = self._policy.mode == "on"
 
@@ -237,16 +245,9 @@ class Law:
         self.demand = max(self.demand, sum(view.mix_s))
         if self._errors is None and self._is_to_test and symptoms.error_score > HEALTHY:
             self._begin_test(view, symptoms)
-        elif self._errors is not None:
-            errors_s = symptoms.answers_s * view.signal.error_rate
-            verdict = self._errors.step(view.admitted_s, errors_s, view.span_s)
-            if verdict is not None:
-                self._errors = None
-            if verdict is False:
-                self.baseline.errors = max(self.baseline.errors, view.signal.error_rate)
-                if symptoms.score <= symptoms.error_score:
-                    self._end()
-                    return self._normal("errors do not depend on the load")
+        elif self._errors is not None and self._acquits(self._errors, view, symptoms):
+            self._end()
+            return self._normal("errors do not depend on the load")
         is_new = self._adopted_ns is not None and now_ns - self._adopted_ns < ADOPTED_GROWTH_S * NS
         self._follow(view, symptoms, may_grow=not is_new)
         if self._is_over(view, symptoms):
@@ -335,7 +336,7 @@ class Law:
         self.rate = min(max(rate, lowest), max(most, lowest))
         self._enforced = DELAY_TICKS * before + (1 - DELAY_TICKS) * self.rate
         held = max(min(DRAIN_HOLD * capacity, most), self.rate)
-        told = min(held, max(capacity, lowest)) if yields else held
+        told = min(held, max(self.capacity.usual, lowest)) if yields else held
         self._multiplier = min(max(told / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if symptoms.score > HEALTHY else "recovery"
         if self.rate >= self.demand:
@@ -367,14 +368,13 @@ class Law:
 
     def _without_news(self, silent_s: float, elapsed_s: float) -> Decision:
         """Hold; after a while go to what people have chosen for this case."""
-        self.demand = max(self.demand, sum(self._recent.mix_s)) if self._multiplier < 1 else self.demand
+        self.demand = max(self.demand, sum(self._recent.mix_s))
         reason = f"no signal for {silent_s:.0f} s"
         fallback = self._policy.fallback
         if fallback is not None and silent_s >= self._policy.stale_after_s:
             fallback = max(fallback, self._policy.min)
             up = self._multiplier + FALLBACK_PER_S * elapsed_s
             self._multiplier = min(fallback, max(up, self._policy.min))
-            self.demand = max(self.demand, sum(self._recent.mix_s))
             self.is_controlling = False
             self.rate = self._multiplier * self.demand
             return self._held("fallback", reason)

@@ -54,7 +54,7 @@ TELLING = 10
 class Symptoms(msgspec.Struct):
     """One tick's."""
 
-    score: float
+    load_score: float  # by all but errors
     error_score: float  # by errors alone
     reason: str  # the worst, in words
     queued: float  # checks that wait
@@ -62,6 +62,11 @@ class Symptoms(msgspec.Struct):
     lateness: float  # sure p90 by the objective; 0 where there is none
     is_useless: bool  # more than half of the answers are later than the objective
     is_held: bool  # guards act, and hold the latency
+
+    @property
+    def score(self) -> float:
+        """How bad the worst is."""
+        return max(self.load_score, self.error_score)
 
 
 class Doctor:
@@ -86,8 +91,7 @@ class Doctor:
         by_backlog = AT_ONCE * queued / (QUEUE_SLO * slo_ms / 1e3 * answers_s + 1)
         is_late = signal.p90_ms > target_ms
         late = f"p90 {signal.p90_ms:.0f} ms {'>' if is_late else 'within'} {target_ms:.0f} ms"
-        symptoms = (
-            (by_errors, f"errors {signal.error_rate:.1%} > {policy.error_rate_max:.1%}"),
+        by_load = (
             (AT_ONCE if timeouts > TIMEOUTS_MAX else 0.0, f"timeouts {signal.timeout_rate:.1%}"),
             (
                 min(by_backlog, GUARDED_BACKLOG_MAX) if view.is_guarded else by_backlog,
@@ -95,9 +99,11 @@ class Doctor:
             ),
             (by_latency, late),
         )
-        score, reason = max(symptoms, key=lambda symptom: symptom[0])
+        load_score, reason = max(by_load, key=lambda symptom: symptom[0])
+        if by_errors >= load_score:
+            reason = f"errors {signal.error_rate:.1%} > {policy.error_rate_max:.1%}"
         return Symptoms(
-            score=score,
+            load_score=load_score,
             error_score=by_errors,
             reason=reason,
             queued=queued,
