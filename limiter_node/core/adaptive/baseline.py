@@ -48,16 +48,18 @@ class Baseline:
         self.mean_ms = 0.0
         self.errors = 0.0  # fraction that fails whatever the load is, at most, as a test has found
         self.ratio = 0.0  # answers reported per check admitted
+        self._seen_s = 0.0
 
     def learn(self, signal: Signal, ratio: float, span_s: float) -> None:
         """Take a healthy reading."""
         if self.p90_ms and signal.samples < SAMPLES_MIN:
             span_s *= signal.samples / SAMPLES_MIN
-        weight = 1 - exp(-span_s / LEARN_TAU_S) if self.p90_ms else 1.0
+        self._seen_s += span_s
+        weight = max(1 - exp(-span_s / LEARN_TAU_S), span_s / self._seen_s)  # at first the mean of all
         self.p50_ms += (_capped(signal.p50_ms, self.p50_ms) - self.p50_ms) * weight
         self.p90_ms += (_capped(signal.p90_ms, self.p90_ms) - self.p90_ms) * weight
         self.mean_ms += (_capped(signal.mean_ms, self.mean_ms) - self.mean_ms) * weight
-        self.ratio += (ratio - self.ratio) * (weight if self.ratio else 1.0)
+        self.ratio += (ratio - self.ratio) * weight
         self.errors = min(self.errors, self.errors + (signal.error_rate - self.errors) * weight)
 
     def reset(self, signal: Signal) -> None:

@@ -11,7 +11,7 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
     target  =  max(0.44 objective, 1.5 normal mean latency)
     calm:      out <= 3 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what has been out in health, less for
                low priorities
-    tight:     a rate (`steering`), the highest priority first
+    tight:     a rate, and a window for what is held (`steering`), the highest priority first
 
 Times are tight from the moment that more is sent than answered, beyond chance, and later than in health; or that
 answers are far too late; until they are in time and for 4 s nobody was turned away, or no answer told of a queue. A
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History, Latest
 from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.ration import Ration
-from limiter_node.core.adaptive.steering import tight_rate
+from limiter_node.core.adaptive.steering import UNBOUND, tight_rate, tight_windows
 
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.pulse import Pulse
@@ -54,8 +54,8 @@ RELAX_NS = 4 * NS
 drained queue would have been the start of the next (0.91 instead of 0.94 of the goodput at 44 % of the capacity, 0.26
 instead of 0.63 at 15 %)."""
 
-KNOWN_TAU_S = 1.0
-"""Of the rate that goes on when reports are lost."""
+KNOWN_TAU_S = 2.0
+"""Of the rate that goes on when reports are lost; with 1 s its noise cost 2 %."""
 
 LEARN_AGAIN_NS = 5 * NS
 """After tight times or a denial nothing is learned for so long: what follows a jam is not normal."""
@@ -67,12 +67,9 @@ NO_QUEUE_NS = 6 * NS
 """A queue that is admitted less than it answers is gone in seconds. What is late for so long without a break, though
 callers wait for it and nobody has said that it is too late, is as quick as the backend is from now on."""
 
-BUCKETS = 40.0
-BUCKET_MIN = 5.0
-BUCKET_MAX = 6.0
-"""Checks that all nodes may save up in tight times, and each. With 8 each, 24 nodes' buckets alone would be a second's
-queue; with 3 each, eight nodes served 1 % less of the highest priority, and three nodes at 11/s wasted a quarter of the
-rate (0.76 of the goodput, with 6 each 0.86)."""
+BUCKET = 5.0
+"""Checks that a node may save up in tight times. With 3, eight nodes served 1 % less of the highest priority, and three
+nodes at 11/s wasted a quarter of the rate (0.76 of the goodput, with 6 each 0.86)."""
 
 TARGET_SHARE = 0.44
 """Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
@@ -94,10 +91,9 @@ out while all was well are never too many: callers that come in groups are serve
 the noise groups of ten at three nodes were denied 4 % for 40 s after a recovery; with a factor of 1.0 a dependency
 that became 3 times slower lost 3 %."""
 
-SILENT_PACE = 1.0
 SILENT_HOLD_S = 15.0
 SILENT_TAU_S = 30.0
-"""Of the last known rate, while no outcome comes at all. A dead backend's callers report that they gave up; when even
+"""While no outcome comes at all. A dead backend's callers report that they gave up; when even
 that is missing it is the reports that are lost. The node goes on as before, and after 15 s takes back more and more."""
 
 PROBE_NS = NS
@@ -168,7 +164,9 @@ class Guard:
         self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when it last turned a check away
-        self._ration = Ration(BUCKET_MIN)  # in tight times
+        self._ration = Ration(BUCKET)  # in tight times
+        self._windows = UNBOUND
+        self._unseen = 0.0  # of what is held, beyond what is out by the latencies
         self._known_rate = 0.0  # checks admitted per second while reports came in
         self._idle_ns = 0  # for how long nothing has been admitted
         self._step_ns = 0  # when the limit was last worked out
@@ -234,7 +232,6 @@ class Guard:
     def set_share(self, share: float) -> None:
         """This node's part of what all nodes that are heard send to the backend, 0 to 1."""
         self.share = share
-        self._ration.bucket_min = min(max(BUCKETS * share, BUCKET_MIN), BUCKET_MAX)
 
     def refuses(self, priority: int, jitter: float, now_ns: int) -> bool:
         """Whether a check is to be turned away; `jitter` in [0, 1) rounds a limit that is not whole, without bias."""
@@ -244,7 +241,8 @@ class Guard:
             self._idle_ns = 0
             return False
         if self.is_tight:
-            return not self._ration.draw(priority, now_ns)
+            held = self.out + self._unseen + jitter
+            return held > self._windows[priority] or not self._ration.draw(priority, now_ns)
         return self.out + jitter > self.limit * TIERS[priority]
 
     def turned_away(self, now_ns: int) -> None:
@@ -277,7 +275,7 @@ class Guard:
         crest = self.out  # of those that were admitted at one moment since the last step
         self._history.add(now_ns, admitted)
         self.out = admitted - self._history.count_at(now_ns - round(self._delay_ms(now_ns) * 1e6))
-        self._flow.hold(new, self._outcomes / ratio, self.out, span_s, self.normal.pause_ns / NS)
+        self._flow.hold(new, self._outcomes / ratio, self.out, span_s, self.normal.batch_s)
         self._follow(span_s, now_ns)
         self._idle_ns = 0 if new else self._idle_ns + span_ns
         self._judge(now_ns)
@@ -329,7 +327,7 @@ class Guard:
             if self.is_tight:
                 self._turned_ns = self._in_time_ns = now_ns
         elif self._is_silent(now_ns):
-            self._turned_ns = now_ns
+            self._turned_ns = self._in_time_ns = now_ns
         elif latency_ms < target_ms:
             self._in_time_ns = now_ns
             if now_ns - min(self._denied_ns, self._queued_ns) > RELAX_NS:
@@ -337,6 +335,7 @@ class Guard:
                 self._turned_ns = now_ns
         elif now_ns - self._in_time_ns > NO_QUEUE_NS and self._is_no_queue(latency_ms):
             self.normal.accept(latency_ms)
+            self._flow.memory_s = max(self._flow.memory_s, self._known_rate)  # the drain told of no capacity
             self.is_tight = False
             self._turned_ns = now_ns
         if self.is_tight:
@@ -372,9 +371,7 @@ class Guard:
             self._ration.set_rate(None, now_ns)
             return
         if self.is_tight:
-            rate = self._silent_rate(now_ns) if self._is_silent(now_ns) else self._tight_rate(now_ns)
-            self._ration.set_rate(rate * self.share, now_ns, self._flow.memory_s * self.share)
-            self.open_below = -inf
+            self._bound_tight(now_ns)
             return
         self._ration.set_rate(None, now_ns)
         expected = self._flow.answers_s * self.target_ms / 1e3
@@ -385,15 +382,17 @@ class Guard:
         self.limit = max(expected + CALM_SIGMAS * sqrt(expected), self.normal.peak / TIER_LOWEST) + CALM_EXTRA
         self.open_below = self.limit * TIER_LOWEST - 1
 
-    def _silent_rate(self, now_ns: int) -> float:
-        silent_s = (now_ns - self._last_ns) / NS
-        return SILENT_PACE * self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
-
-    def _tight_rate(self, now_ns: int) -> float:
-        return tight_rate(
-            self._flow,
-            target_s=self.target_ms / 1e3,
-            late_s=(now_ns - self._in_time_ns) / NS,
-            good_run=self._good_run,
-            is_jammed=self._is_jammed,
-        )
+    def _bound_tight(self, now_ns: int) -> None:
+        flow, target_s = self._flow, self.target_ms / 1e3
+        if self._is_silent(now_ns):
+            silent_s = (now_ns - self._last_ns) / NS
+            rate = self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
+            self._windows = UNBOUND
+        else:
+            late_s = (now_ns - self._in_time_ns) / NS
+            run = self._good_run
+            rate = tight_rate(flow, target_s=target_s, late_s=late_s, good_run=run, is_jammed=self._is_jammed)
+            self._windows = tight_windows(flow, target_s=target_s, good_run=run)
+        self._unseen = flow.held - self.out
+        self._ration.set_rate(rate * self.share, now_ns, flow.memory_s * self.share)
+        self.open_below = -inf

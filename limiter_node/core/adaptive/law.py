@@ -186,7 +186,7 @@ class Law:
         guards = view.is_guarded and view.admitted_s < GUARDED * view.wanted_s
         if score <= HEALTHY and not guards:
             self._learn(view)
-        self._hot = self._hot + 1 if score >= ENTER else 0
+        self._hot = self._hot + 1 if score >= (HEALTHY if guards else ENTER) else 0
         if score < AT_ONCE and self._hot < ENTER_TICKS:
             return self._normal("")
         self._begin(view, symptoms.answers_s)

@@ -14,6 +14,9 @@ LEARN_TAU_S = 30.0
 REPORTS_MIN = 20
 """For a mean and a 90th percentile."""
 
+CHANCE_COUNTS = 4.0
+"""Outcomes that may fail to come by chance alone: their time is no batch."""
+
 
 Z_90 = 1.2816
 
@@ -44,6 +47,11 @@ class Normal:
     def outcomes_s(self) -> float:
         """Outcomes per second."""
         return self._outcomes / self._span_s if self._span_s else 0.0
+
+    @property
+    def batch_s(self) -> float:
+        """For how long callers hold outcomes back, to report several at once."""
+        return max(self.pause_ns / NS - CHANCE_COUNTS / (self.outcomes_s + 0.1), 0.0)
 
     def begin(self, now_ns: int) -> None:
         """The first outcome is about to be heard."""
