@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from limiter_node.core.adaptive.flow import Flow, History
+from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.steering import CORRECT_S, tight_rate, tight_windows
+from limiter_node.core.adaptive.target import calm_target_ms, tight_target_ms
 
 STEP_S = 0.05
 
@@ -142,3 +144,18 @@ def test_callers_that_report_once_a_second_do_not_make_what_is_held_swing() -> N
     flow = Flow()
     swing = holding(flow, 20, sent=400, back=400, out=100, every_s=1.0)[-40:]
     assert max(swing) - min(swing) < 0.5 * 400
+
+
+def normal_of(mean_ms: float) -> Normal:
+    normal = Normal()
+    normal.mean_ms, normal.p90_ms = mean_ms, 2 * mean_ms
+    return normal
+
+
+def test_in_tight_times_little_waits_where_the_objective_is_near_the_normal_latency() -> None:
+    assert calm_target_ms(500, normal_of(50)) == tight_target_ms(500, normal_of(50)) == 0.44 * 500
+    assert calm_target_ms(500, normal_of(300)) == 450
+    assert tight_target_ms(500, normal_of(300)) == 320
+    # What nobody can reach is no reason to let nobody in, and what nobody has asked for none to be strict.
+    assert tight_target_ms(100, normal_of(300)) == 300
+    assert calm_target_ms(None, normal_of(50)) == tight_target_ms(None, normal_of(50)) == pytest.approx(220)

@@ -8,7 +8,7 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
 
     out     =  admitted in the last d seconds        a = answers per second
     d       =  mean latency of the latest outcomes, longer when they are overdue
-    target  =  max(0.44 objective, 1.5 normal mean latency)
+    target  =  a mean latency within the objective (`target`)
     calm:      out <= 3 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what has been out in health, less for
                low priorities
     tight:     a rate, and a window for what is held (`steering`), the highest priority first
@@ -30,6 +30,7 @@ from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History, Latest
 from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.ration import Ration
 from limiter_node.core.adaptive.steering import UNBOUND, tight_rate, tight_windows
+from limiter_node.core.adaptive.target import OBJECTIVE_NORMAL, calm_target_ms, tight_target_ms
 
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.pulse import Pulse
@@ -70,18 +71,6 @@ callers wait for it and nobody has said that it is too late, is as quick as the 
 BUCKET = 5.0
 """Checks that a node may save up in tight times. With 3, eight nodes served 1 % less of the highest priority, and three
 nodes at 11/s wasted a quarter of the rate (0.76 of the goodput, with 6 each 0.86)."""
-
-TARGET_SHARE = 0.44
-"""Of the objective: the mean latency to steer to; the 90th percentile of a queue is then near the objective."""
-
-TARGET_SHARE_LEARNED = 1.1
-"""Of an objective that was only learned: nobody has said that it is late."""
-
-TARGET_NORMAL = 1.5
-"""Times the normal mean latency: an objective below what the backend can do must not close it."""
-
-OBJECTIVE_NORMAL = 2.0
-"""Times the normal p90: the objective where people gave none (contract, section 4)."""
 
 CALM = 1.2
 CALM_SIGMAS = 1.5
@@ -186,9 +175,7 @@ class Guard:
     @property
     def target_ms(self) -> float:
         """The mean latency to steer to."""
-        learned_ms = TARGET_SHARE_LEARNED * OBJECTIVE_NORMAL * self.normal.p90_ms
-        target_ms = TARGET_SHARE * self.objective_ms if self.objective_ms else learned_ms
-        return max(target_ms, TARGET_NORMAL * self.normal.mean_ms)
+        return calm_target_ms(self.objective_ms, self.normal)
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
         """Take outcomes that were reported at this node."""
@@ -383,7 +370,7 @@ class Guard:
         self.open_below = self.limit * TIER_LOWEST - 1
 
     def _bound_tight(self, now_ns: int) -> None:
-        flow, target_s = self._flow, self.target_ms / 1e3
+        flow, target_s = self._flow, tight_target_ms(self.objective_ms, self.normal) / 1e3
         if self._is_silent(now_ns):
             silent_s = (now_ns - self._last_ns) / NS
             rate = self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
