@@ -212,7 +212,7 @@ class Gate:
         latency, self._latency = self._latency, Sketch({}, 0.0)
         span_ns = max(now_ns - self._window_ns, 1) if self._window_ns is not None else NS
         self._window_ns = now_ns
-        self.guard.set_share(self._fellows.end_window(sum(wanted), span_ns / NS))
+        self.guard.share = self._fellows.end_window(sum(wanted), span_ns / NS)
         self.is_idle = not (any(wanted) or any(outcomes.values()))
         return Load(
             span_ns=span_ns,

@@ -3,7 +3,7 @@
 What is controlled is an absolute rate R of admitted checks; m = R / L is published (C / L where guards have the rest),
 where L is the demand before the cut, raised with demand, and never lowered with it, as the cut itself lowers it.
 
-    score    s: how bad the worst symptom is (`symptoms`);  enter at s >= 1 twice, or at s >= 2 once
+    score    s: how bad the worst symptom is (`symptoms`);  enter at s >= 1 twice (0.8 where guards deny), or 2 once
     capacity C follows the answers per second while checks wait, grows while all is well (`capacity`)
     backlog  q = in flight - answers * normal latency - margin                                                 (Little)
     rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C]

@@ -15,7 +15,7 @@ REPORTS_MIN = 20
 """For a mean and a 90th percentile."""
 
 CHANCE_COUNTS = 4.0
-"""Outcomes that may fail to come by chance alone: their time is no batch."""
+"""Outcomes that may fail to come by chance alone: their time is no batch (0.68 to 0.73 of the goodput at 12/s)."""
 
 
 Z_90 = 1.2816

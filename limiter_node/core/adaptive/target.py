@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.adaptive.baseline import SLO_NORMAL
+
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.normal import Normal
 
@@ -27,14 +29,16 @@ SPARE = 0.1
 """Of the way from the normal mean to the objective. At 12/s and an objective of twice the normal, half of what had
 waited came too late (0.73 of the goodput; 0.79 so)."""
 
-OBJECTIVE_NORMAL = 2.0
-"""Times the normal p90: the objective where people gave none (contract, section 4)."""
+
+def slo_ms(objective_ms: float | None, normal: Normal) -> float:
+    """The objective, learned where people gave none."""
+    return objective_ms or SLO_NORMAL * normal.p90_ms
 
 
 def calm_target_ms(objective_ms: float | None, normal: Normal) -> float:
     """What is in time, while nothing is short."""
-    target_ms = SHARE * objective_ms if objective_ms else SHARE_LEARNED * OBJECTIVE_NORMAL * normal.p90_ms
-    return max(target_ms, NORMAL * normal.mean_ms)
+    share = SHARE if objective_ms else SHARE_LEARNED
+    return max(share * slo_ms(objective_ms, normal), NORMAL * normal.mean_ms)
 
 
 def tight_target_ms(objective_ms: float | None, normal: Normal) -> float:
