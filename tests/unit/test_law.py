@@ -222,6 +222,29 @@ def test_while_guards_turn_checks_away_errors_that_depend_on_nothing_neither_end
     assert sum(multiplier < 0.45 for multiplier in multipliers[10:]) <= 2
 
 
+def test_what_guards_turn_away_is_an_overload_however_well_they_keep_the_latency() -> None:
+    run = Run(slo_ms=500.0).healthy(58)
+    run.tick(load(58, admitted=33, latency_ms=50), times=2)
+    assert run.last.state == "overload"
+    assert run.last.multiplier < 0.7
+    assert run.last.reason == "guards turn 43% away"
+
+
+def test_a_few_denials_of_guards_in_health_are_no_overload() -> None:
+    run = Run(slo_ms=500.0).healthy(58)
+    run.tick(load(58, admitted=52, latency_ms=50), times=10)
+    assert run.last == Decision(1.0, "normal", "")
+
+
+def test_where_guards_have_cut_at_once_the_number_tells_it_from_the_second_on() -> None:
+    """The first second is still a healthy one's answers, and all of it late; the guards let 33/s through after that."""
+    run = Run(slo_ms=500.0).healthy(58)
+    run.tick(load(58, admitted=58, answered=58, latency_ms=600))
+    run.tick(load(58, admitted=20, answered=33, latency_ms=150))
+    multipliers = [run.tick(load(58, admitted=33, latency_ms=150)).multiplier for _ in range(10)]
+    assert max(multipliers) < 0.7
+
+
 def test_a_new_normal_latency_is_learned() -> None:
     run = Run(slo_ms=1_000).healthy()
     for _ in range(60):

@@ -3,7 +3,8 @@
 What is controlled is an absolute rate R of admitted checks; m = R / L is published (C / L where guards have the rest),
 where L is the demand before the cut, raised with demand, and never lowered with it, as the cut itself lowers it.
 
-    score    s: how bad the worst symptom is (`symptoms`);  enter at s >= 1 twice (0.8 where guards deny), or 2 once
+    score    s: how bad the worst symptom is (`symptoms`)
+    enter    at s >= 1 twice (0.8 where guards deny, any s where they deny a fifth), or 2 once
     capacity C follows the answers per second while checks wait, grows while all is well (`capacity`)
     backlog  q = in flight - answers * normal latency - margin                                                 (Little)
     rate     R = C - (q - 0.02 C) / 1.5 s,  within [0.2 C, 1.1 C]
@@ -75,8 +76,8 @@ ENTRY_ERRORS_KEEP = 1.05
 USELESS_CUT = 0.6
 USELESS_STEP = 0.85
 USELESS_MIN = 0.3
-"""When more than half of the answers miss the objective, no capacity can be read off them: admit 0.6 of what was
-admitted, then 0.85 of that each tick, down to 0.3 of the demand, until some are in time again."""
+"""When more than half of the answers miss the objective they tell no capacity: admit 0.6 of what was admitted, then
+0.85 of that each tick, down to 0.3 of the demand, until some are in time again."""
 
 DRAIN_RATE = 0.6
 DRAIN_MS = 1600
@@ -95,14 +96,15 @@ FRACTION_SLACK = 1.1
 """Of the rate, what priorities are admitted for: the nodes' buckets bound the rate, and waste less than fractions of a
 demand that was measured a second ago."""
 
-GUARDED = 0.97
-"""Of what the rate would have let through: with less than this admitted, guards turn checks away."""
+GUARDED = 0.03
+GUARDED_HOT = 0.2
+"""Of what is wanted: with more turned away guards are at work; with so much it is an overload, however well they do."""
+
+GUARDS_BIND = 0.9
+"""Of the rate: less is admitted because of guards, and not of what the nodes' buckets waste."""
 
 DELAY_TICKS = 0.2
 """For so long the rate before is still in force at the nodes."""
-
-GUARDS_BIND = 0.9
-"""The same, where what the nodes' buckets waste must not be taken for it."""
 
 NEW_NORMAL_S = 15.0
 """With all demand admitted, guards quiet and the objective kept for so long, a higher latency is the normal one."""
@@ -182,11 +184,13 @@ class Law:
     # All is well.
 
     def _watch(self, view: View, symptoms: Symptoms) -> Decision:
+        denied = view.turned_away if view.is_guarded else 0.0
+        if denied > GUARDED_HOT and symptoms.score < ENTER:
+            symptoms.load_score, symptoms.reason = ENTER, f"guards turn {denied:.0%} away"
         score = symptoms.score
-        guards = view.is_guarded and view.admitted_s < GUARDED * view.wanted_s
-        if score <= HEALTHY and not guards:
+        if score <= HEALTHY and denied <= GUARDED:
             self._learn(view)
-        self._hot = self._hot + 1 if score >= (HEALTHY if guards else ENTER) else 0
+        self._hot = self._hot + 1 if score >= (HEALTHY if denied > GUARDED else ENTER) else 0
         if score < AT_ONCE and self._hot < ENTER_TICKS:
             return self._normal("")
         self._begin(view, symptoms.answers_s)
@@ -217,7 +221,7 @@ class Law:
         self.is_controlling = True
         self.demand = max(view.wanted_s, sum(view.mix_s))
         self.capacity.begin(capacity)
-        self.rate = self._enforced = view.admitted_s
+        self.rate, self._enforced = view.admitted_s, view.wanted_s
         self._queued = self._well_s = self._accepted_s = 0.0
         self._hot = 0
         self._errors = None
@@ -298,7 +302,7 @@ class Law:
 
     def _is_over(self, view: View, symptoms: Symptoms) -> bool:
         """Whether all has been well for long enough; a latency that all have borne for long is normal from now on."""
-        served = view.admitted_s >= GUARDED * view.wanted_s
+        served = view.turned_away <= GUARDED
         room = self.rate >= min(RELEASE_MARGIN * view.wanted_s, self.demand)
         self._well_s = self._well_s + view.span_s if symptoms.score <= HEALTHY and served and room else 0.0
         borne = symptoms.score > HEALTHY and served and self._multiplier >= 1 and symptoms.is_held
@@ -311,7 +315,7 @@ class Law:
     def _settle(self, view: View, symptoms: Symptoms, *, is_new: bool = False) -> Decision:
         """Work out the rate of this tick."""
         capacity = self.capacity.value
-        yields = self._yields(view)
+        yields, binds = self._yields(view), self._guards_bind(view)
         if yields:
             late = (symptoms.lateness - YIELD_SLO) / YIELD_SLO
             rate = (YIELD - YIELD_LATE * min(max(late, 0.0), 1.0)) * capacity
@@ -340,7 +344,7 @@ class Law:
         self._multiplier = min(max(told / self.demand, self._policy.min), 1.0) if self.demand else 1.0
         state = "overload" if symptoms.score > HEALTHY else "recovery"
         if self.rate >= self.demand:
-            return Decision(multiplier=1.0, state=state, reason=symptoms.reason)
+            return Decision(multiplier=self._multiplier if binds else 1.0, state=state, reason=symptoms.reason)
         return Decision(
             multiplier=self._multiplier,
             state="drain" if pulse else state,
@@ -387,14 +391,8 @@ class Law:
     def _held(self, state: str, reason: str) -> Decision:
         if self._multiplier >= 1:
             return Decision(multiplier=1.0, state=state, reason=reason)
-        mix_s = self._recent.mix_s
-        return Decision(
-            multiplier=self._multiplier,
-            state=state,
-            reason=reason,
-            rate=self.rate or None,
-            priorities=fractions(FRACTION_SLACK * self.rate, mix_s) if self.rate else {},
-        )
+        priorities = fractions(FRACTION_SLACK * self.rate, self._recent.mix_s) if self.rate else {}
+        return Decision(self._multiplier, state, reason, rate=self.rate or None, priorities=priorities)
 
     def _normal(self, reason: str) -> Decision:
         return Decision(multiplier=1.0, state="normal", reason=reason)

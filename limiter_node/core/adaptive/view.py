@@ -42,6 +42,11 @@ class View(msgspec.Struct):
     in_flight: float | None  # checks; None: nobody can tell
     is_guarded: bool  # the nodes' guards act
 
+    @property
+    def turned_away(self) -> float:
+        """Of the last second's checks that their own limits allowed, the fraction that did not get in."""
+        return max(1 - self.admitted_s / self.wanted_s, 0.0) if self.wanted_s else 0.0
+
 
 class Recent:
     """What was heard lately."""
