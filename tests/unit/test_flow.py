@@ -6,7 +6,7 @@ import pytest
 
 from limiter_node.core.adaptive.flow import Flow, History
 from limiter_node.core.adaptive.normal import Normal
-from limiter_node.core.adaptive.steering import CORRECT_S, tight_rate, tight_windows
+from limiter_node.core.adaptive.steering import CORRECT_S, CORRECT_UP_S, tight_rate, tight_windows
 from limiter_node.core.adaptive.target import calm_target_ms, tight_target_ms
 
 STEP_S = 0.05
@@ -75,7 +75,7 @@ def rate(*, held: float = 20, late_s: float = 0.0, is_jammed: bool = False, good
 
 def test_at_its_target_as_much_is_let_in_as_comes_back() -> None:
     assert rate() == pytest.approx(100, rel=0.01)
-    assert rate(held=10) == pytest.approx(100 + 10 / CORRECT_S, rel=0.01)
+    assert rate(held=10) == pytest.approx(100 + 10 / CORRECT_UP_S, rel=0.01)
 
 
 def test_what_is_too_much_is_taken_back_and_a_little_goes_on() -> None:
@@ -112,11 +112,11 @@ def test_windows_hold_what_belongs_to_the_target_and_leave_room_for_the_highest_
     flow.memory_s = 100.0
     windows = tight_windows(flow, target_s=0.2, good_run=0)
     assert windows == sorted(windows, reverse=True)
-    assert windows[9] == pytest.approx(0.85 * 20 + 0.5)
-    assert windows[0] - windows[9] == pytest.approx(2 * 20**0.5)
+    assert windows[9] == pytest.approx(0.7 * 20 + 0.8)
+    assert windows[0] - windows[9] == pytest.approx(0.5 * 20 + 2)
     # What was in time lately is a measure, too, when the memory has faded.
     flow.memory_s = 0.0
-    assert tight_windows(flow, target_s=0.2, good_run=4)[9] == 0.5
+    assert tight_windows(flow, target_s=0.2, good_run=4)[9] == 0.8
     assert tight_windows(flow, target_s=0.2, good_run=104) == windows
 
 

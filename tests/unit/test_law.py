@@ -135,7 +135,11 @@ def test_the_rate_follows_the_answers_and_never_compounds_its_own_cut() -> None:
     run = Run().healthy()
     last = run.tick(load(400, admitted=250, answered=200, latency_ms=200, in_flight=120), times=4)
     assert last.rate is not None
-    assert 150 <= last.rate <= 230  # of 250 admitted, 200 were answered
+    assert last.multiplier == pytest.approx(0.5, abs=0.08)  # of 250 admitted, 200 were answered
+    assert last.rate <= 2 * 230  # guards have the rest
+    alone = Run().healthy().tick(load(400, admitted=250, answered=200, latency_ms=200, in_flight=0), times=3)
+    assert alone.rate is not None
+    assert 150 <= alone.rate <= 230
 
 
 def test_the_multiplier_is_the_rate_by_the_demand_before_the_cut() -> None:
@@ -200,7 +204,8 @@ def test_with_errors_that_do_not_depend_on_the_load_it_is_the_latency_that_decid
     for _ in range(30):
         sent = min(run.last.rate or 400, 400)
         done = min(sent, 200)
-        run.tick(load(400, admitted=sent, answered=done, latency_ms=900 if sent > 200 else 100, refused=0.3 * done))
+        latency_ms = 900 if sent > 200 else 100
+        run.tick(load(400, admitted=sent, answered=done, latency_ms=latency_ms, refused=0.3 * done, in_flight=0))
         rates.append(sent)
     assert 0.8 * 200 <= sum(rates[6:]) / 24 <= 1.3 * 200
 

@@ -128,6 +128,8 @@ class Gate:
             guard.out += 1
             return 0
         denied[priority] += 1
+        if guard.is_tight:  # whoever denies: there is more than is let in
+            guard.turned_away(now_ns)
         if not is_binding:
             self.would_deny += 1
             self.overrule()

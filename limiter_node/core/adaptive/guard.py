@@ -14,9 +14,9 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
     tight:     a rate, and a window for what is held (`steering`), the highest priority first
 
 Times are tight from the moment that more is sent than answered, beyond chance, and later than in health; or that
-answers are far too late; until they are in time and for 4 s nobody was turned away, or no answer told of a queue. A
-latency that stays so for 6 s while less is admitted is no queue's, and where people bear it, is the normal one from
-then on.
+answers are far too late; until they are in time and for 4 s and 100 checks nobody was turned away, or no answer told of
+a queue. A latency that stays so for 6 s while less is admitted is no queue's, and where people bear it, is the normal
+one from then on.
 
 Invariant: a check gets through once in a while whatever is believed to be out. Time comes in as an argument.
 """
@@ -51,9 +51,11 @@ OVERDUE_GAPS = 2
 """Times the longest pause between reports in health: callers report in batches."""
 
 RELAX_NS = 4 * NS
-"""Tight times end when so long nobody was turned away: had they ended by quick answers, or been tried without, each
-drained queue would have been the start of the next (0.91 instead of 0.94 of the goodput at 44 % of the capacity, 0.26
-instead of 0.63 at 15 %)."""
+RELAX_COUNTS = 100
+"""Tight times end when for so long, and for the time of so many checks, nobody was turned away: had they ended by quick
+answers, or been tried without, each drained queue would have been the start of the next (0.91 instead of 0.94 of the
+goodput at 44 % of the capacity, 0.26 instead of 0.63 at 15 %). With 4 s at 12/s chance ended them in mid-overload, a
+quarter of the time it was none (0.86 instead of 0.92 of Breakwater's goodput over four such overloads)."""
 
 KNOWN_TAU_S = 2.0
 """Of the rate that goes on when reports are lost; with 1 s its noise cost 2 %."""
@@ -301,8 +303,8 @@ class Guard:
         latency_ms = self._delay_ms(now_ns)
         self._good_ms, self._late_max_ms = target_ms, LATE_MAX * target_ms
         is_queued = latency_ms > EARLY_NORMAL * self.normal.mean_ms
-        if is_queued:
-            self._queued_ns = now_ns
+        if is_queued or latency_ms > (self.normal.mean_ms + tight_target_ms(self.objective_ms, self.normal)) / 2:
+            self._queued_ns = now_ns  # a queue held to its target may be less than what tells one otherwise
         if not self.is_tight:
             denies = now_ns - self._denied_ns < DENIED_NS
             late = latency_ms > target_ms * (1 if denies else HARD_TARGET)
@@ -313,7 +315,8 @@ class Guard:
             self._turned_ns = self._in_time_ns = now_ns
         elif latency_ms < target_ms:
             self._in_time_ns = now_ns
-            if now_ns - min(self._denied_ns, self._queued_ns) > RELAX_NS:
+            quiet_ns = max(RELAX_NS, RELAX_COUNTS * NS / (self.normal.admitted_s + 1))
+            if now_ns - min(self._denied_ns, self._queued_ns) > quiet_ns:
                 self.is_tight = False
                 self._turned_ns = now_ns
         elif now_ns - self._in_time_ns > NO_QUEUE_NS and self._is_no_queue(latency_ms):
