@@ -10,6 +10,8 @@ from __future__ import annotations
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING
 
+from limiter_node.core.adaptive.target import slo_ms
+
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.evidence import Policy, Signal
 
@@ -21,9 +23,6 @@ CAP = 1.5
 
 SAMPLES_MIN = 100
 """Quantiles of fewer are biased, and a normal that follows every low one ends too low."""
-
-SLO_NORMAL = 2.0
-"""Times the normal p90: the objective where people gave none (contract, section 4)."""
 
 TARGET_SLO_MIN = 0.25
 TARGET_NORMAL_MIN = 1.3
@@ -72,7 +71,7 @@ class Baseline:
 
     def slo_ms(self, policy: Policy) -> float:
         """The objective; 0 while it is not known."""
-        return policy.slo_ms or SLO_NORMAL * self.p90_ms
+        return slo_ms(policy.slo_ms, self.p90_ms)
 
     def target_ms(self, policy: Policy) -> float:
         """The p90 that counts as overload; 0 while it is not known."""

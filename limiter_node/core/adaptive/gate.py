@@ -118,7 +118,6 @@ class Gate:
             denied = self.denied_by_priority
         elif guard.refuses(priority, self._jitter(), now_ns):
             denied = self.denied_by_guard
-            guard.turned_away(now_ns)
         elif not ration.draw(priority, now_ns):
             denied = self.denied_by_rate
         else:
@@ -128,7 +127,9 @@ class Gate:
             guard.out += 1
             return 0
         denied[priority] += 1
-        if guard.is_tight:  # whoever denies: there is more than is let in
+        if (
+            guard.is_tight or denied is self.denied_by_guard
+        ):  # in tight times whoever denies: there is more than gets in
             guard.turned_away(now_ns)
         if not is_binding:
             self.would_deny += 1

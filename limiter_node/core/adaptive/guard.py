@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from limiter_node.core.adaptive.flow import SURPLUS_TAU_S, Flow, History, Latest
 from limiter_node.core.adaptive.normal import Normal
 from limiter_node.core.adaptive.ration import Ration
-from limiter_node.core.adaptive.steering import UNBOUND, tight_rate, tight_windows
+from limiter_node.core.adaptive.steering import RANKS, UNBOUND, tight_rate, tight_windows
 from limiter_node.core.adaptive.target import calm_target_ms, slo_ms, tight_target_ms
 
 if TYPE_CHECKING:
@@ -125,10 +125,9 @@ SILENT_COUNTS = 20
 """Checks go out, no outcome comes for so long and for the time of so many of them: tight. Batches take up to 1 s."""
 
 TIER_LOWEST = 0.75
-PRIORITY_LOWEST = 9
 """Priority 9 may fill 0.75 of the limit, 0 all of it, the others in proportion."""
 
-TIERS = tuple(1.0 - (1.0 - TIER_LOWEST) * priority / PRIORITY_LOWEST for priority in range(PRIORITY_LOWEST + 1))
+TIERS = tuple(TIER_LOWEST + (1.0 - TIER_LOWEST) * rank for rank in RANKS)
 
 
 class Guard:
@@ -145,7 +144,7 @@ class Guard:
         self.share = 1.0  # this node's part of what all that are heard send
         self._latest = Latest()  # latencies that tell of the queue
         self._flow = Flow()
-        self._was_silent = False
+        self._is_silent = False  # checks go out and nothing comes back
         self._is_jammed = False  # answers are far too late: admit less than comes back, and measure nothing
         self._history = History()
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
@@ -154,7 +153,7 @@ class Guard:
         self._good_ms = 0.0  # a latency below it is in time
         self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
-        self._denied_ns = -NS  # when it last turned a check away
+        self._denied_ns = -NS  # when a check was last turned away: by it, in tight times by whomever
         self._ration = Ration(BUCKET)  # in tight times
         self._windows = UNBOUND
         self._unseen = 0.0  # of what is held, beyond what is out by the latencies
@@ -176,7 +175,7 @@ class Guard:
 
     @property
     def target_ms(self) -> float:
-        """The mean latency to steer to."""
+        """The mean latency that is in time; in tight times it is steered to less, see `target`."""
         return calm_target_ms(self.objective_ms, self.normal)
 
     def report(self, latency_ms: float | None, kind: Kind, count: int, now_ns: int) -> None:
@@ -207,7 +206,7 @@ class Guard:
         self._last_ns = now_ns
         self._outcomes += count
         if kind == "timeout":
-            latency_ms = max(latency_ms or 0.0, 2 * slo_ms(self.objective_ms, self.normal))
+            latency_ms = max(latency_ms or 0.0, 2 * slo_ms(self.objective_ms, self.normal.p90_ms))
         if latency_ms is not None:
             self._good_run = self._good_run + count if latency_ms < self._good_ms else 0
             if kind != "refused":  # a refusal is quick, and tells of no queue
@@ -271,11 +270,11 @@ class Guard:
 
     def _follow(self, span_s: float, now_ns: int) -> None:
         """Note whether the backend is jammed or silent, and what it could answer before."""
-        flow, was_silent = self._flow, self._was_silent
+        flow, was_silent = self._flow, self._is_silent
         self._is_jammed = self.is_tight and self._delay_ms(now_ns) > HARD_TARGET * self.target_ms
         flow.remember(flow.answers_s, span_s, is_jammed=self._is_jammed)
-        self._was_silent = self._is_silent(now_ns)
-        if was_silent or self._was_silent:
+        self._is_silent = self._hears_nothing(now_ns)
+        if was_silent or self._is_silent:
             flow.held = self.out  # of reports that are lost there is nothing to count
         if was_silent and self._outcomes:
             flow.memory_s = max(flow.memory_s, self._known_rate)
@@ -308,10 +307,10 @@ class Guard:
         if not self.is_tight:
             denies = now_ns - self._denied_ns < DENIED_NS
             late = latency_ms > target_ms * (1 if denies else HARD_TARGET)
-            self.is_tight = late or self._is_silent(now_ns) or (is_queued and self._grows())
+            self.is_tight = late or self._is_silent or (is_queued and self._grows())
             if self.is_tight:
                 self._turned_ns = self._in_time_ns = now_ns
-        elif self._is_silent(now_ns):
+        elif self._is_silent:
             self._turned_ns = self._in_time_ns = now_ns
         elif latency_ms < target_ms:
             self._in_time_ns = now_ns
@@ -338,7 +337,7 @@ class Guard:
         is_borne = self.objective_ms is None or latency_ms < self.objective_ms
         return is_borne and self.normal.mean_ms > 0 and self._flow.is_whole
 
-    def _is_silent(self, now_ns: int) -> bool:
+    def _hears_nothing(self, now_ns: int) -> bool:
         """Whether checks go out and nothing comes back."""
         longest_ns = max(SILENT_NS, SILENT_COUNTS * NS / (self.normal.outcomes_s + 1e-9))
         return self._unanswered >= SILENT_COUNTS * RATIO_MIN and now_ns - self._last_ns >= longest_ns
@@ -370,7 +369,7 @@ class Guard:
 
     def _bound_tight(self, now_ns: int) -> None:
         flow, target_s = self._flow, tight_target_ms(self.objective_ms, self.normal) / 1e3
-        if self._is_silent(now_ns):
+        if self._is_silent:
             silent_s = (now_ns - self._last_ns) / NS
             rate = self._known_rate * exp(-max(silent_s - SILENT_HOLD_S, 0) / SILENT_TAU_S)
             self._windows = UNBOUND

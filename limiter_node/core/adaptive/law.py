@@ -48,7 +48,7 @@ RATE_CAPACITY_MAX = 1.1
 YIELD = 2.0
 YIELD_ERRORS = 1.25
 """Of the capacity: what is left to guards that hold the latency. With 1.25 a flapping backend's return waited for the
-law (0.94 instead of 0.96); where errors are the symptom, guards see no queue to order by priority."""
+law (0.91 instead of 0.95); where errors are the symptom, guards see no queue to order by priority."""
 
 GUARDED_MIN = 0.2
 """Of the demand: where guards act they turn away what is too much even below that, and let it in again sooner."""
@@ -56,13 +56,13 @@ GUARDED_MIN = 0.2
 YIELD_LATE = 0.5
 YIELD_SLO = 0.7
 """Of that, 0.5 is taken back while the 90th percentile goes from 0.7 of the objective to 1.4."""
+
 UNHELD_TICKS = 4
 """So long they are given: at an onset they need a latency and a drain."""
 
 BLIND_TIMEOUTS = 0.3
 BLIND_TICKS = 4
-"""With more of them the answers tell no capacity, and the queue is drained as deep as may be; after so many ticks of it
-the capacity is doubted."""
+"""With more of them answers tell no capacity, and the queue is drained deep; after so many ticks C is doubted."""
 
 BINDING = 0.85
 """Of the rate: with so much admitted, the rate is what limits."""

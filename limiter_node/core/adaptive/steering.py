@@ -36,9 +36,11 @@ ROOM_EXTRA = 2.0
 """Of what may be held, and checks more: a half, as jitter rounds it, and some for a few per second, which else waste
 capacity. The room is the highest priority's, which is to find some whatever the others do: in proportion, for the
 answers per second fall behind what others have sent by so much; with Poisson's 2 sqrt(x) instead a surge of 5 served
-7 % less of it. Without windows drops to 15 % and flapping kept 0.04 to 0.08 less of the goodput."""
+15 % less of it. Without windows drops to 15 % and flapping kept 0.04 to 0.08 less of the goodput."""
 
 UNBOUND: Sequence[float] = (inf,) * PRIORITIES
+RANKS = tuple(1 - priority / (PRIORITIES - 1) for priority in range(PRIORITIES))
+"""1 for the highest priority, 0 for the lowest."""
 
 AIM_PER_S = 0.08
 AIM_LEAST = 0.5
@@ -52,9 +54,6 @@ JAM_LEAST = 0.1
 
 GOOD_RUN = 4
 """Answers in time in a row are reason for as many checks a second, less these: out of a dead time in seconds."""
-
-
-RANKS = tuple(1 - priority / (PRIORITIES - 1) for priority in range(PRIORITIES))
 
 
 def tight_windows(flow: Flow, *, target_s: float, good_run: int) -> Sequence[float]:

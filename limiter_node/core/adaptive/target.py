@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.adaptive.baseline import SLO_NORMAL
-
 if TYPE_CHECKING:
     from limiter_node.core.adaptive.normal import Normal
+
+SLO_NORMAL = 2.0
+"""Times the normal p90: the objective where people gave none (contract, section 4)."""
 
 SHARE = 0.44
 """Of the objective: the 90th percentile of a queue is then near the objective."""
@@ -30,15 +31,15 @@ SPARE = 0.1
 waited came too late (0.73 of the goodput; 0.79 so)."""
 
 
-def slo_ms(objective_ms: float | None, normal: Normal) -> float:
-    """The objective, learned where people gave none."""
-    return objective_ms or SLO_NORMAL * normal.p90_ms
+def slo_ms(objective_ms: float | None, normal_p90_ms: float) -> float:
+    """The objective, learned where people gave none; 0 while nothing is known."""
+    return objective_ms or SLO_NORMAL * normal_p90_ms
 
 
 def calm_target_ms(objective_ms: float | None, normal: Normal) -> float:
     """What is in time, while nothing is short."""
     share = SHARE if objective_ms else SHARE_LEARNED
-    return max(share * slo_ms(objective_ms, normal), NORMAL * normal.mean_ms)
+    return max(share * slo_ms(objective_ms, normal.p90_ms), NORMAL * normal.mean_ms)
 
 
 def tight_target_ms(objective_ms: float | None, normal: Normal) -> float:
