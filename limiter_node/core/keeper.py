@@ -78,12 +78,12 @@ class Keeper:
         self._peer_timeout_ns = peer_timeout_ns
         self._replication_ns = replication_ns
         self._set_ring = set_ring
-        self._next_id = 0
         self._pulls = Pulls(engine)
         self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
         self._lapsed_ns: int | None = 0  # since when this node has no right to decide; None while it has
         self._ticked_ns: int | None = None
-        self._replicated_ns = 0
+        self._replicated_ns = self._next_id = 0
+        self._ping_every_ns: float = self.fence.ping_every_ns
 
     @property
     def is_whole(self) -> bool:
@@ -348,7 +348,7 @@ class Keeper:
     def _is_ping_due(self, link: Link, now_ns: int) -> bool:
         # A peer that is to release this node is asked more often: checks wait for that.
         share = 4 if link.peer.id in self.custody.pending else 1
-        return now_ns - link.pinged_ns >= self.fence.ping_every_ns // share
+        return now_ns - link.pinged_ns >= self._ping_every_ns // share
 
     def on_request(self, name: str, request: Request, now_ns: int, respond: Callable[[Reply], None]) -> None:
         """Answer a peer's keeper."""
@@ -441,6 +441,7 @@ class Keeper:
         """What is to be done a few times within a peer timeout."""
         self.note_stall(now_ns)
         self._ticked_ns = now_ns
+        self._ping_every_ns = min(self.fence.ping_every_ns, self._engine.backends.pulse_every_ns)
         self.fence.reckon(now_ns)
         self._notice_lapse(now_ns)
         for name in [name for name in self.custody.pending if self.fence.is_gone(name, now_ns)]:
@@ -475,6 +476,5 @@ class Keeper:
         return True
 
     def _wake(self, name: str) -> None:
-        link = self._links.get(name)
-        if link is not None and link.state is LinkState.UP:
+        if (link := self._links.get(name)) is not None and link.state is LinkState.UP:
             link.carrier.wake()

@@ -90,6 +90,8 @@ class SilentCarrier:
 class Node:
     """The keeper of node a."""
 
+    timeout_ns = TIMEOUT_NS
+
     def __init__(self, name: str = "a", **rule: Any) -> None:
         self.engine = Engine(buckets_max=100_000)
         self.engine.set_rule("api", parse_rule("api", {"rate": "1/d", "burst": 90, **rule}), NOW_NS)
@@ -100,7 +102,7 @@ class Node:
             name,
             self.engine,
             self.links,
-            peer_timeout_ns=TIMEOUT_NS,
+            peer_timeout_ns=self.timeout_ns,
             replication_ns=REPLICATION_NS,
             set_ring=self.told.append,
         )
@@ -1003,3 +1005,29 @@ def test_pings_tell_what_was_counted_of_backends() -> None:
     assert other.engine.backends.gate("orders").guard.share == 1
     other.engine.backends.gate("orders").take_load(other.now_ns)
     assert other.engine.backends.gate("orders").guard.share < 0.5  # all demand was at the other node
+
+
+class PatientNode(Node):
+    timeout_ns = 2_000_000_000
+
+
+def test_nodes_tell_each_other_of_backends_in_use_however_patient_they_are() -> None:
+    node = PatientNode()
+    node.join()
+
+    def pings_of_a_second() -> int:
+        count = 0
+        for _ in range(100):
+            node.tick()
+            node.now_ns += TICK_NS
+            count += sum(isinstance(request, Ping) for request in node.flush("b"))
+        return count
+
+    assert pings_of_a_second() in (2, 3)  # five in a timeout
+    node.engine.backends.set_entry("orders", Backend(), node.now_ns)
+    gate = node.engine.backends.gate("orders")
+    gate.admit(5, node.now_ns)
+    gate.take_load(node.now_ns)
+    assert 17 <= pings_of_a_second() <= 20
+    gate.take_load(node.now_ns)  # of a second without a check
+    assert pings_of_a_second() in (2, 3)
