@@ -1,0 +1,33 @@
+"""What our guards and law must not do in the laboratory, by what went wrong there: figures with room for chance."""
+
+from statistics import fmean
+
+from bench.adaptive.clients import Stream
+from bench.adaptive.fleet import Fleet
+from bench.adaptive.metrics import Figures, figures
+from bench.adaptive.scenario import Scenario, pulse
+from bench.adaptive.world import World
+
+
+def runs(scenario: Scenario, seeds: range) -> list[Figures]:
+    return [figures(scenario, World(Stream(scenario, seed), Fleet()).run()) for seed in seeds]
+
+
+def test_a_dependency_that_is_slower_and_no_less_able_is_hardly_throttled() -> None:
+    # A guard that was tight by chance stayed so: turning a few away, its windows saw fewer answers, and became less.
+    slower = Scenario(
+        name="dependency 2.4 slower",
+        family="slow dependency",
+        capacity=pulse(2.4, 15, 35),
+        speed=pulse(2.4, 15, 35),
+        servers=28,
+        service_ms=68,
+        demand=370,
+        cv=0.7,
+        duration_s=36,
+        onset_s=15,
+        end_s=35,
+    )
+    found = runs(slower, range(6))
+    assert fmean(one.goodput for one in found) > 0.955 * slower.demand
+    assert fmean(one.throttled for one in found) < 0.005
