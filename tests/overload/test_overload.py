@@ -49,10 +49,10 @@ def test_a_backend_that_is_slow_and_fails_keeps_most_of_what_it_can_do_and_its_p
     assert found.cut_s is not None, f"a node's multiplier stayed above {CUT}"
     assert found.cut_s < 5
     # Within 5 s the limiter must have acted, so that is where it is held to what the backend can do. The aim is 0.85,
-    # and 0.9 for premium; six runs gave 0.78 to 0.90 and 0.93 to 0.98. These bounds are for busy machines.
-    assert with_limiter.later.ratio >= 0.6
+    # and 0.9 for premium; seven runs gave 0.91 to 1.02 and 0.96 to 0.99. These bounds are for busy machines.
+    assert with_limiter.later.ratio >= 0.7
     served = with_limiter.later.served
-    assert served["premium"] >= 0.7
+    assert served["premium"] >= 0.8
     assert served["premium"] > served["free"]
     assert with_limiter.back_s is not None
     assert with_limiter.back_s < 20
