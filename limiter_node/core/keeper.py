@@ -441,7 +441,7 @@ class Keeper:
         """What is to be done a few times within a peer timeout."""
         self.note_stall(now_ns)
         self._ticked_ns = now_ns
-        self._ping_every_ns = min(self.fence.ping_every_ns, self._engine.backends.pulse_every_ns)
+        self._ping_every_ns = min(self.fence.ping_every_ns, self._engine.backends.pulse_every_ns(len(self._links)))
         self.fence.reckon(now_ns)
         self._notice_lapse(now_ns)
         for name in [name for name in self.custody.pending if self.fence.is_gone(name, now_ns)]:

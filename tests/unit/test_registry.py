@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -178,6 +179,17 @@ def test_shares_by_default_are_one_of_as_many_as_the_fleet_has_nodes() -> None:
         members = {name: Member(name, f"{name}:1") for name in names}
         router.set_ring(Ring(1 + router.ring.revision, members), NS)
         assert (before.share, engine.backends.gate(f"made with {names}").share) == (share, share)
+
+
+def test_others_are_told_often_while_a_backend_is_in_use_and_less_often_the_more_they_are() -> None:
+    one = backends()
+    assert one.pulse_every_ns(2) == inf
+    one.gate(NAME).admit(5, 0)
+    one.gate(NAME).take_load(NS)
+    assert (one.pulse_every_ns(2), one.pulse_every_ns(23)) == (50_000_000, 50_000_000)
+    assert one.pulse_every_ns(999) == pytest.approx(2 * NS, rel=0.01)
+    one.gate(NAME).take_load(2 * NS)
+    assert one.pulse_every_ns(2) == inf
 
 
 def open_no_link(_: Any) -> Any:
