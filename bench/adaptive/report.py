@@ -23,8 +23,8 @@ stand at one gate that sees everything and hear of outcomes at once; ours are no
 otherwise) and outcomes come back to any of them, 20 to 40 ms later. In scenarios of the family "nodes" peers stand on
 each node. Losses of signals and of leaders, and late publishes, touch ours alone. No key is at its own limit: the
 multiplier itself is not felt, the rate, the fractions and the guards are. Where a scenario has no cause the figures are
-of its middle third. Targets are held against means over scenarios, and against the worst where the yardstick names one;
-how many scenarios reach them one by one is said as well.
+of its middle third. A target is met where every scenario meets it, as the mean over its seeds, or the bound that the
+yardstick names for the worst; means over scenarios are said beside.
 """
 
 

@@ -78,11 +78,12 @@ class Keeper:
         self._peer_timeout_ns = peer_timeout_ns
         self._replication_ns = replication_ns
         self._set_ring = set_ring
+        self._next_id = 0
         self._pulls = Pulls(engine)
         self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
         self._lapsed_ns: int | None = 0  # since when this node has no right to decide; None while it has
         self._ticked_ns: int | None = None
-        self._replicated_ns = self._next_id = 0
+        self._replicated_ns = 0
         self._ping_every_ns: float = self.fence.ping_every_ns
 
     @property
@@ -416,15 +417,14 @@ class Keeper:
         if ping is None:
             return
         asked_ns, epoch = ping
-        name = link.peer.id
         self._notice_lapse(now_ns)
-        self.fence.on_pong(name, asked_ns, now_ns, backs=pong.backs, silent=pong.silent)
+        self.fence.on_pong(link.peer.id, asked_ns, now_ns, backs=pong.backs, silent=pong.silent)
         if pong.revision < self.ring.revision:
             link.news_revision = pong.revision
             link.pinged_ns = NEVER_NS
             link.carrier.wake()
         elif pong.released and epoch == self.custody.epoch:
-            self.custody.release(name)
+            self.custody.release(link.peer.id)
         self._notice_lapse(now_ns)
         self.resume(now_ns)
 

@@ -127,9 +127,8 @@ class Gate:
             guard.out += 1
             return 0
         denied[priority] += 1
-        if (
-            guard.is_tight or denied is self.denied_by_guard
-        ):  # in tight times whoever denies: there is more than gets in
+        # In tight times whoever denies: there is more than gets in.
+        if guard.is_tight or denied is self.denied_by_guard:
             guard.turned_away(now_ns)
         if not is_binding:
             self.would_deny += 1

@@ -55,9 +55,9 @@ RELAX_COUNTS = 100
 RELAX_TURNED = 0.2
 """Tight times end when for so long, and for the time of so many checks, no more than a fifth was turned away: had they
 ended by quick answers, or been tried without, each drained queue would have been the start of the next (0.91 instead of
-0.94 of the goodput at 44 % of the capacity, 0.26 instead of 0.63 at 15 %). Had nobody to be turned away, a dependency
-2.4 times slower, and no less able, would keep 0.62 to 0.85 of its goodput instead of 0.86 to 0.98, and in health 13 %
-of 12 to 25/s would be turned away instead of 5 %; the price is 0.04 of the goodput of overloads at 12 to 25/s."""
+0.94 of the goodput at 44 % of the capacity, 0.26 instead of 0.63 at 15 %). If nobody were to be, a dependency 2.4
+times slower, and no less able, would keep 0.62 to 0.85 of its goodput instead of 0.86 to 0.98, and in health 13 % of 12
+to 25/s would be turned away instead of 5 %; the price is 0.04 of the goodput of overloads at 12 to 25/s."""
 
 KNOWN_TAU_S = 2.0
 """Of the rate that goes on when reports are lost; with 1 s its noise cost 2 %."""
@@ -157,7 +157,6 @@ class Guard:
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when a check was last turned away: by it, in tight times by whomever
         self._short_ns = -NS  # when many were
-        self._turned = 0  # checks turned away since the limit was last worked out
         self._ration = Ration(BUCKET)  # in tight times
         self._windows = UNBOUND
         self._unseen = 0.0  # of what is held, beyond what is out by the latencies
@@ -172,6 +171,7 @@ class Guard:
         self._admitted = 0  # checks admitted in all, when the limit was last worked out
         self._unanswered = 0  # checks admitted since the last report, as far as known
         # Since the limit was last worked out:
+        self._turned = 0  # checks turned away, here and elsewhere
         self._answers = self._refused = 0
         self._outcomes = 0
         self._new_ms = 0.0
