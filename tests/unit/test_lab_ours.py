@@ -31,3 +31,9 @@ def test_a_dependency_that_is_slower_and_no_less_able_is_hardly_throttled() -> N
     found = runs(slower, range(6))
     assert fmean(one.goodput for one in found) > 0.955 * slower.demand
     assert fmean(one.throttled for one in found) < 0.005
+
+
+def test_checks_that_come_in_groups_are_hardly_throttled_in_health() -> None:
+    # Groups of five at 80 % of the capacity: what is chance among groups was taken for an onset (1.6 %).
+    groups = Scenario(name="groups", family="healthy", batch=5, demand=320, duration_s=38, onset_s=30, end_s=36)
+    assert fmean(one.throttled for one in runs(groups, range(6))) < 0.011

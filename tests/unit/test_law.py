@@ -250,6 +250,14 @@ def test_where_guards_have_cut_at_once_the_number_tells_it_from_the_second_on() 
     assert max(multipliers) < 0.7
 
 
+def test_one_jam_that_few_answers_show_for_long_is_counted_once() -> None:
+    """At 12/s a jam stays in the view for seconds: guards that hold the latency after it are to have their way."""
+    run = Run(slo_ms=500.0).healthy(12, times=40)
+    run.tick(load(12, admitted=6, answered=0, timeouts=8, in_flight=4), times=2)
+    rates = [run.tick(load(12, admitted=5, answered=5, latency_ms=200)).rate or 12.0 for _ in range(8)]
+    assert min(rates) > 4.5
+
+
 def test_a_new_normal_latency_is_learned() -> None:
     run = Run(slo_ms=1_000).healthy()
     for _ in range(60):

@@ -1,4 +1,5 @@
-"""What is normal at a backend, learned while all is well: latency, outcomes per check, the most that is out.
+"""What is normal at a backend, learned while all is well: latency, outcomes per check, the most that is out, and how
+unevenly checks come.
 
 Everything fades over half a minute, so that it follows the day and no spike. Time comes in as an argument.
 """
@@ -17,6 +18,11 @@ REPORTS_MIN = 20
 CHANCE_COUNTS = 4.0
 """Outcomes that may fail to come by chance alone: their time is no batch (0.68 to 0.73 of the goodput at 12/s)."""
 
+COUNTED_S = 0.25
+COUNTED_MAX_S = 2.0
+BEAT = 1.0
+"""Checks are counted over so long; a longer pause tells of no unevenness. The other nodes' come with their pings, whose
+beat against these spans makes up to 1 more of the dispersion than there is."""
 
 Z_90 = 1.2816
 
@@ -33,6 +39,10 @@ class Normal:
         # Decayed sums:
         self._span_s = 0.0
         self._admitted = self._outcomes = 0.0
+        self._excess = self._expected = 0.0  # of counts: half their squared differences, and their mean
+        # Of the present count of checks, and the one before:
+        self._counted, self._counted_s = 0, 0.0
+        self._before: tuple[int, float] | None = None
         # Latencies since the normal ones were last learned:
         self._latencies_ms = self._squares_ms2 = 0.0
         self._count = 0
@@ -53,6 +63,11 @@ class Normal:
         """For how long callers hold outcomes back, to report several at once."""
         return max(self.pause_ns / NS - CHANCE_COUNTS / (self.outcomes_s + 0.1), 0.0)
 
+    @property
+    def dispersion(self) -> float:
+        """Variance of counts of checks by their mean: 1 where they come one by one, more where in groups."""
+        return max(self._excess / self._expected - BEAT, 1.0) if self._expected else 1.0
+
     def begin(self, now_ns: int) -> None:
         """The first outcome is about to be heard."""
         self._learned_ns = now_ns
@@ -65,8 +80,8 @@ class Normal:
 
     def forget(self) -> None:
         """What was heard lately is not normal."""
-        self._latencies_ms = self._squares_ms2 = 0.0
-        self._count = 0
+        self._begin_latencies()
+        self._counted, self._counted_s, self._before = 0, 0.0, None
 
     def learn(self, admitted: int, outcomes: int, out: float, span_s: float, now_ns: int) -> None:
         """Take what was seen in so many seconds in which all was well, with so many out at most."""
@@ -76,6 +91,7 @@ class Normal:
         if self._admitted:
             self.ratio = self._outcomes / self._admitted
         self._span_s = self._span_s * kept + span_s
+        self._count_checks(admitted, span_s)
         self.peak = max(self.peak * kept, out)
         self.pause_ns = round(self.pause_ns * kept)
         if self._count >= REPORTS_MIN and now_ns - self._learned_ns >= NS:
@@ -84,7 +100,26 @@ class Normal:
             self.mean_ms += (mean_ms - self.mean_ms) * weight
             self.p90_ms += (_p90(mean_ms, self._squares_ms2 / self._count) - self.p90_ms) * weight
             self._learned_ns = now_ns
-            self.forget()
+            self._begin_latencies()
+
+    def _begin_latencies(self) -> None:
+        self._latencies_ms = self._squares_ms2 = 0.0
+        self._count = 0
+
+    def _count_checks(self, admitted: int, span_s: float) -> None:
+        """By differences between neighbours (von Neumann), so that a slow change of the demand is no unevenness."""
+        self._counted += admitted
+        self._counted_s += span_s
+        if self._counted_s < COUNTED_S:
+            return
+        now = self._counted, self._counted_s
+        if self._before is not None and now[1] < COUNTED_MAX_S:
+            rate_s, before_s = now[0] / now[1], self._before[0] / self._before[1]
+            kept = exp(-now[1] / LEARN_TAU_S)
+            self._excess = self._excess * kept + (rate_s - before_s) ** 2 / (1 / now[1] + 1 / self._before[1])
+            self._expected = self._expected * kept + (rate_s + before_s) / 2
+        self._before = now if now[1] < COUNTED_MAX_S else None
+        self._counted, self._counted_s = 0, 0.0
 
     def accept(self, latency_ms: float) -> None:
         """From now on this mean latency is normal, and the spread what it was."""

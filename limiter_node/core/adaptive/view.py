@@ -41,6 +41,7 @@ class View(msgspec.Struct):
     outcomes_s: float  # with them
     in_flight: float | None  # checks; None: nobody can tell
     is_guarded: bool  # the nodes' guards act
+    fresh: float  # the part of its samples that is new since the last tick
 
     @property
     def turned_away(self) -> float:
@@ -76,10 +77,13 @@ class Recent:
     def view(self, load: Load | None, signal: Signal | None) -> View | None:
         """What is seen now; None when nothing new is known of the backend."""
         reported = load is not None and load.completed > 0
+        fresh = 1.0  # of other sources' samples nobody knows when they were taken
         if reported and (signal is None or signal.source == "report"):
             merged = self._merged()
             signal = signal_of(merged)
+            assert load is not None
             assert signal is not None
+            fresh = load.completed / signal.samples
             answers_s = signal.throughput * (1 - signal.timeout_rate)
         elif signal is not None and signal.source != "report":
             signal = self._averaged(signal)
@@ -100,6 +104,7 @@ class Recent:
             outcomes_s=signal.throughput,
             in_flight=in_flight,
             is_guarded=load is not None and load.in_flight != 0,
+            fresh=fresh,
         )
 
     def _merged(self) -> Load:

@@ -1,0 +1,49 @@
+"""What is normal at a backend: how unevenly checks come to it."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from limiter_node.core.adaptive.normal import Normal
+
+STEP_S = 0.05
+STEP_NS = 50_000_000
+
+
+def learned(counts: list[int]) -> Normal:
+    """Of so many checks in each step."""
+    normal = Normal()
+    normal.begin(0)
+    for step, count in enumerate(counts):
+        normal.learn(count, count, 0.0, STEP_S, step * STEP_NS)
+    return normal
+
+
+def arrivals(chance: Random, per_step: float, group: int) -> int:
+    """Groups come independently of each other."""
+    return group * sum(chance.random() < per_step / group / 100 for _ in range(100))
+
+
+def test_checks_that_come_one_by_one_are_even() -> None:
+    chance = Random(1)
+    assert learned([arrivals(chance, 20, 1) for _ in range(1200)]).dispersion < 1.3
+
+
+def test_the_size_of_groups_is_told() -> None:
+    chance = Random(2)
+    # Its variance is five times its mean, of which one is kept back for the beat of pings.
+    assert learned([arrivals(chance, 20, 5) for _ in range(1200)]).dispersion == pytest.approx(4, rel=0.4)
+
+
+def test_a_demand_that_rises_slowly_is_even() -> None:
+    assert learned([step // 20 for step in range(1200)]).dispersion == 1
+
+
+def test_a_long_pause_is_even() -> None:
+    normal = learned([20] * 200)
+    normal.learn(0, 0, 0.0, 4.0, 20 * 10**9)
+    for step in range(20):
+        normal.learn(20, 20, 0.0, STEP_S, 20 * 10**9 + step * STEP_NS)
+    assert normal.dispersion == 1
