@@ -24,7 +24,7 @@ LAW = "limiter_node/core/adaptive"
 PEER_SEEDS_PART = 5
 """Peers run a fifth of the seeds of ours, and the best one as many: what differs by more than that needs no more."""
 
-CHAMPIONS = ("Breakwater, tuned", "AIMD, tuned")
+CHAMPIONS = ("Breakwater, tuned", "AIMD, tuned", "Breakwater, at nodes")
 """The best on the fitting set: as many seeds as ours."""
 
 QUICK_CONTROLLERS = (OURS, GUARD_ONLY, *CHAMPIONS, "Gradient2", "BBR")
@@ -45,7 +45,7 @@ def seeds_by_controller(chosen: tuple[str, ...], first: int, seeds: int) -> dict
 @click.option("--set", "which", type=click.Choice(["fitting", "judged", "all"]), default="all", show_default=True)
 @click.option("--seeds", default=20, show_default=True, help="Paired seeds of ours and the best peers; others a fifth.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that run at the same time.")
-@click.option("--quick", is_flag=True, help="Two seeds and six controllers.")
+@click.option("--quick", is_flag=True, help="Two seeds and seven controllers.")
 @click.option("--scenario", help="Run this one, with --controller, and draw it.")
 @click.option("--controller", default=OURS, show_default=True, help="One of --list.")
 @click.option("--seed", default=0, show_default=True, help="Of the one run.")
@@ -97,7 +97,7 @@ def facts(title: str, seeds: int) -> dict[str, str]:
         "seeds": f"{seeds} for {most}, from {FIRST_SEED[title]} on; the first {fewer} of them "
         "for the other peers, the controls and the variants of ours",
         "the law": f"{revisions()} commits to `{LAW}`, the last {last_commit()}",
-        "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`)",
+        "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`), those at nodes there",
     }
 
 

@@ -1,20 +1,22 @@
 """Every controller by name: ours, the peers at published defaults and tuned, and the controls.
 
 A peer stands at one gate that sees all requests, and hears of outcomes at once: better than what any of them would have
-in front of a fleet. In scenarios of the family "nodes" it stands on every node instead, as a library would.
+in front of a fleet. In scenarios of the family "nodes" it stands on every node instead, as a library would. The best of
+them stand "at nodes" as well, in all scenarios: on each of ours, with outcomes that come as late, and tuned there.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.adaptive.controls import Fixed, Full, Rate
-from bench.adaptive.fleet import Fleet
+from bench.adaptive.fleet import FLUSH_S, Fleet
 from bench.adaptive.peers_rates import Aperture, Bbr, Dagor, EnvoyAdmission, Sre, TopFull
 from bench.adaptive.peers_windows import Aimd, Breakwater, EnvoyGradient, Gradient2, Limit, Vegas, Windowed
-from bench.adaptive.tuned import TUNED
+from bench.adaptive.tuned import TUNED, TUNED_AT_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,16 +87,21 @@ class Bounded:
 
 
 class PeerGates:
-    """A peer's law at one gate, or at one on each node."""
+    """A peer's law at one gate, or at one on each node, `at_nodes` with outcomes that come as late as ours."""
 
-    def __init__(self, build: Callable[[World, Callable[[], float]], Peer]) -> None:
+    def __init__(self, build: Callable[[World, Callable[[], float]], Peer], *, at_nodes: bool = False) -> None:
         self._build = build
+        self._at_nodes = at_nodes
+        self._late: deque[tuple[float, int, float | None, Outcome]] = deque()
 
     def start(self, world: World) -> None:
         """Set the gates up."""
-        count = world.scenario.nodes if world.scenario.family == "nodes" else 1
+        count = world.scenario.nodes if self._at_nodes or world.scenario.family == "nodes" else 1
         self._gates = [self._build(world, Random(f"peer {world.seed} {n}").random) for n in range(count)]
         self._is_one = count == 1
+        self._delay_s = world.scenario.report_delay_s
+        if self._at_nodes:
+            world.every(FLUSH_S, self._flush)
 
     def admit(self, node: int, priority: int, user: int, now_s: float) -> bool:
         """Ask the gate."""
@@ -102,6 +109,16 @@ class PeerGates:
 
     def report(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
         """Tell the gate that admitted it."""
+        if self._at_nodes:
+            self._late.append((now_s + self._delay_s, node, latency_s, outcome))
+        else:
+            self._tell(node, latency_s, outcome, now_s)
+
+    def _flush(self, now_s: float) -> None:
+        while self._late and self._late[0][0] <= now_s:
+            self._tell(*self._late.popleft()[1:], now_s)
+
+    def _tell(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
         self._gates[0 if self._is_one else node].report(latency_s, outcome, now_s)
 
 
@@ -139,16 +156,20 @@ OURS = "ours"
 GUARD_ONLY = "ours, guards only"
 ONE_NODE = "ours, one node"
 REFERENCE = "reference"
+FULL = "always full"
 CONTROLS: dict[str, Callable[[], Controller]] = {
-    "always full": Full,
+    FULL: Full,
     "frozen": partial(Rate, 1.1),
     "always minimum": partial(Rate, 0.05),
 }
 
 
-def peer(name: str, parameters: Mapping[str, Any]) -> PeerGates:
+AT_NODES = ", at nodes"
+
+
+def peer(name: str, parameters: Mapping[str, Any], *, at_nodes: bool = False) -> PeerGates:
     """A peer with parameters other than its defaults."""
-    return PeerGates(partial(_law, name, parameters))
+    return PeerGates(partial(_law, name, parameters), at_nodes=at_nodes)
 
 
 def names() -> list[str]:
@@ -158,6 +179,7 @@ def names() -> list[str]:
         ONE_NODE,
         GUARD_ONLY,
         *(f"{name}{variant}" for name in PEERS for variant in ("", ", tuned")),
+        *(f"{name}{AT_NODES}" for name in TUNED_AT_NODES),
         *CONTROLS,
     ]
 
@@ -174,5 +196,8 @@ def build(name: str) -> Controller:
         return CONTROLS[name]()
     if name.startswith("fixed "):
         return Fixed(float(name.removeprefix("fixed ")))
+    if name.endswith(AT_NODES):
+        law = name.removesuffix(AT_NODES)
+        return peer(law, TUNED_AT_NODES[law], at_nodes=True)
     law, _, tuned = name.partition(", ")
     return peer(law, TUNED[law] if tuned else {})

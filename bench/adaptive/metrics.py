@@ -47,6 +47,7 @@ class Figures:
     floor: float  # what Poisson's noise alone would make of it
     fairness: float  # Jain's index of users' success, the mean over segments
     throttled: float  # fraction turned away while nothing is wrong
+    well: float  # fraction answered well while nothing is wrong
     p99_s: float
 
 
@@ -73,6 +74,7 @@ def figures(scenario: Scenario, trace: Trace) -> Figures:
         floor=1 / sqrt(mean) if mean else 0.0,
         fairness=fairness(trace),
         throttled=1 - sum(admitted[second] for second in calm) / calm_offered if calm_offered else 0.0,
+        well=sum(good[second] for second in calm) / calm_offered if calm_offered else 1.0,
         p99_s=latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))] if latencies else 0.0,
     )
 

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 HOW_TO_READ = """\
 Goodput is answers well within the objective per second of the cause, by that of the reference: the best of a sweep of
-fixed limits for the scenario, with priorities. It knows what no law knows, but is no bound: ratios may exceed 1. Peers
-stand at one gate that sees everything and hear of outcomes at once; ours are nodes (8 unless the scenario says
+fixed limits for the scenario, with priorities. It knows what no law knows, but is no bound: ratios may exceed 1.
+Peers stand at one gate that sees everything and hear of outcomes at once; ours are nodes (8 unless the scenario says
 otherwise) and outcomes come back to any of them, 20 to 40 ms later. In scenarios of the family "nodes" peers stand on
-each node. Losses of signals and of leaders, and late publishes, touch ours alone. No key is at its own limit: the
-multiplier itself is not felt, the rate, the fractions and the guards are. Where a scenario has no cause the figures are
-of its middle third. A target is met where every scenario meets it, as the mean over its seeds, or the bound that the
-yardstick names for the worst; means over scenarios are said beside.
+each node, and those "at nodes", which were tuned for it, always: each gate sees what its node admits, and hears of
+that as late as ours do. Losses of signals and of leaders, and late publishes, touch ours alone. No key is at its own
+limit: the multiplier itself is not felt, the rate, the fractions and the guards are. Where a scenario has no cause
+the figures are of its middle third. A target is met where every scenario meets it, as the mean over its seeds, or the
+bound that the yardstick names for the worst; means over scenarios are said beside. What throttling in health costs is
+what is answered well with all admitted, less what is answered well, of what is offered: near the capacity it may be
+less than 0.
 """
 
 
@@ -105,9 +108,10 @@ def _details(results: Results, controller: str) -> str:
         cells = [f"{one.goodput:.3f} ({low:.3f}-{high:.3f})", f"{one.premium:.2f}", f"{one.premium_ratio:.2f}"]
         cells += [f"{one.protect_s:.1f}", f"{one.back_s:.1f}", f"{one.overshoot:.2f}"]
         cells += [f"{one.variation:.3f} / {one.floor:.3f}", f"{one.fairness:.3f}", f"{100 * one.throttled:.2f} %"]
+        cells.append("" if one.costs is None else f"{100 * one.costs:.2f} %")
         rows.append([scenario.name, *cells, f"{one.p99_s * 1e3:.0f}"])
     head = ("scenario", "goodput (95 %)", "premium", "to reference", "protect s", "back s", "overshoot")
-    return _table((*head, "variation / Poisson", "Jain", "throttled in health", "p99 ms"), rows)
+    return _table((*head, "variation / Poisson", "Jain", "throttled in health", "which cost", "p99 ms"), rows)
 
 
 def _pictures(results: Results, found: Sequence[Overall], folder: Path, title: str) -> list[str]:

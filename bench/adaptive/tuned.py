@@ -33,3 +33,13 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 """Mean goodput ratios on the nine scenarios that they were picked on: Breakwater 0.98, AIMD 0.94, BBR 0.87, Envoy
 gradient 0.86, Vegas 0.82, Gradient2 0.80, DAGOR 0.62, Aperture 0.56, SRE 0.47, TopFull 0.44, Envoy admission 0.39."""
+
+TUNED_AT_NODES: dict[str, dict[str, Any]] = {
+    "Gradient2": {"least": 1, "queue": 0.5, "tolerance": 2.0, "window_s": 1.0},
+    "Vegas": {"alpha": 2, "beta": 4, "window_s": 1.0},
+    "AIMD": {"least": 1, "slow_s": 0.2, "backoff": 0.9},
+    "Envoy gradient": {"buffer": 0.25, "probe_s": 60.0},
+    "Breakwater": {"target_s": 0.1, "cut": 0.1, "clients": 1000},
+}
+"""For a gate of its own on each node, picked there on the same nine: the five that limit what is in flight. Breakwater
+0.96, AIMD 0.95, Envoy gradient 0.75, Gradient2 0.69, Vegas 0.68."""

@@ -72,6 +72,7 @@ def test_the_minimum_throttles_when_healthy_and_no_limiter_never_does() -> None:
     assert run("always minimum").throttled > 0.8
     assert run("always full").throttled == 0
     assert run("always full").overshoot > 2
+    assert run("always full").well > 0.9 > 0.2 > run("always minimum").well
 
 
 def test_scenarios_have_names_of_their_own_and_cover_both_sets() -> None:
@@ -89,7 +90,7 @@ def test_a_report_tells_rows_means_and_targets() -> None:
     peer = overall(results, "Gradient2")
     assert peer is not None
     metrics = {line.metric for line in targets(results, [peer])}
-    assert {"goodput, capacity and surge", "back to 95 %", "mean over overloads"} <= metrics
+    assert {"goodput, capacity and surge", "back to 95 %", "mean over overloads, peers at one gate"} <= metrics
     assert said
 
 

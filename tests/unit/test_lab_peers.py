@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import log10, sqrt
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.adaptive.controllers import PEERS, build
+from bench.adaptive.clients import Stream
+from bench.adaptive.controllers import PEERS, PeerGates, build
 from bench.adaptive.peers_rates import (
     Aperture,
     Bbr,
@@ -21,7 +23,12 @@ from bench.adaptive.peers_rates import (
 )
 from bench.adaptive.peers_windows import Aimd, Breakwater, EnvoyGradient, Gradient2, Vegas, Windowed
 from bench.adaptive.plant import Event, Plant
-from bench.adaptive.tuned import GRIDS, TUNED
+from bench.adaptive.scenario import Scenario
+from bench.adaptive.tuned import GRIDS, TUNED, TUNED_AT_NODES
+from bench.adaptive.world import World
+
+if TYPE_CHECKING:
+    from bench.adaptive.world import Outcome
 
 
 def plant() -> Plant:
@@ -181,7 +188,28 @@ def test_topfull_takes_five_percent_and_gives_one() -> None:
 
 def test_every_peer_has_a_grid_and_what_was_picked_is_on_it() -> None:
     assert set(PEERS) == set(GRIDS) == set(TUNED)
-    for name, picked in TUNED.items():
-        assert set(picked) <= set(GRIDS[name])
-        assert all(value in GRIDS[name][parameter] for parameter, value in picked.items())
-        build(f"{name}, tuned")
+    for kind, tuned in (("tuned", TUNED), ("at nodes", TUNED_AT_NODES)):
+        for name, picked in tuned.items():
+            assert set(picked) <= set(GRIDS[name])
+            assert all(value in GRIDS[name][parameter] for parameter, value in picked.items())
+            build(f"{name}, {kind}")
+
+
+def test_at_nodes_a_peer_stands_on_each_and_hears_as_late_as_ours_do() -> None:
+    one = Scenario(name="one", family="capacity", duration_s=2, onset_s=0, end_s=2, demand=200, report_delay_s=0.5)
+    heard_s: list[tuple[int, float]] = []
+
+    class Listener:
+        def __init__(self, number: int) -> None:
+            self._number = number
+
+        def admits(self, priority: int, user: int, now_s: float) -> bool:
+            return True
+
+        def report(self, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
+            heard_s.append((self._number, now_s))
+
+    numbers = iter(range(one.nodes))
+    World(Stream(one, 1), PeerGates(lambda *_: Listener(next(numbers)), at_nodes=True)).run()
+    assert {number for number, _ in heard_s} == set(range(one.nodes))
+    assert min(at_s for _, at_s in heard_s) > 0.5
