@@ -97,7 +97,7 @@ def facts(title: str, seeds: int) -> dict[str, str]:
         "seeds": f"{seeds} for {most}, from {FIRST_SEED[title]} on; the first {fewer} of them "
         "for the other peers, the controls and the variants of ours",
         "the law": f"{revisions()} commits to `{LAW}`, the last {last_commit()}",
-        "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`), those at nodes there",
+        "peers": "at published defaults, and tuned on nine scenarios of the fitting set (`--tune`), each in its place",
     }
 
 
