@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two nodes on one core and their etcd on the other."""
+    """Two nodes, on one core unless it is said otherwise, and their etcd on the other."""
 
     asked: System
     owner: System
+    asked_id: str
     owner_id: str
 
 
@@ -35,10 +36,14 @@ def with_workers(stage: Stage, cores: int | str, numbers: Numbers, count: int) -
     return stage.standalone({RULE: numbers.rule}, cpu=cores, name=name, options=options)
 
 
-def pair(stage: Stage, cores: Cores, numbers: Numbers, *, name: str = "bench") -> Pair:
-    """Start a fleet of two; each is also the other's replica, and both work on every forwarded check."""
+def pair(stage: Stage, cores: Cores, numbers: Numbers, *, name: str = "bench", is_apart: bool = False) -> Pair:
+    """Start a fleet of two; each is also the other's replica, and both work on every forwarded check.
+
+    Where they are apart, the owner is on the core of the load.
+    """
     etcd = stage.etcd(cpu=cores.load, name=f"{name}-etcd")
     put(etcd, f"/limiter/rules/{RULE}", numbers.rule)
     names = f"{name}-asked", f"{name}-owner"
-    asked, owner = (stage.node(node, ["--etcd", etcd], cpu=cores.server) for node in names)
-    return Pair(asked.with_help_of(owner), owner.with_help_of(asked), names[1])
+    cpus = cores.server, cores.load if is_apart else cores.server
+    asked, owner = (stage.node(node, ["--etcd", etcd], cpu=cpu) for node, cpu in zip(names, cpus, strict=True))
+    return Pair(asked.with_help_of(owner), owner.with_help_of(asked), *names)
