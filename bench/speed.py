@@ -99,7 +99,7 @@ def compare_forwarded(plan: Plan) -> dict[str, Any]:
             [
                 Figure(FORWARDED, OWNER, 0.70),
                 Figure(FORWARDED + AT_ONCE, OWNER + AT_ONCE, 0.70),
-                Figure(FORWARDED + APART, OWNER + APART, 0.70),
+                Figure(FORWARDED + APART, OWNER + APART),
                 Figure(FORWARDED, ALONE),
                 Figure(f"{FORWARDED}, POST", f"{OWNER}, POST"),
                 Figure(f"{FORWARDED}, batch of {CHECKS_PER_BATCH}", FORWARDED),
