@@ -156,15 +156,13 @@ OURS = "ours"
 GUARD_ONLY = "ours, guards only"
 ONE_NODE = "ours, one node"
 REFERENCE = "reference"
+AT_NODES = ", at nodes"
 FULL = "always full"
 CONTROLS: dict[str, Callable[[], Controller]] = {
     FULL: Full,
     "frozen": partial(Rate, 1.1),
     "always minimum": partial(Rate, 0.05),
 }
-
-
-AT_NODES = ", at nodes"
 
 
 def peer(name: str, parameters: Mapping[str, Any], *, at_nodes: bool = False) -> PeerGates:
