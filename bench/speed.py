@@ -77,10 +77,8 @@ def compare_forwarded(plan: Plan) -> dict[str, Any]:
         alone = limiter.standalone(stage, plan.cores, NUMBERS)
         count = KEYS_OWNED_QUICK if plan.is_quick else KEYS_OWNED
         keys = owned_keys(pair, count, seed=plan.seed)
-        others, own = (
-            write_keys(stage, keys_of(apart, owner, count, seed=plan.seed), owner)
-            for owner in (apart.owner_id, apart.asked_id)
-        )
+        of_owner = keys_by_owner(apart, count, seed=plan.seed)
+        others, own = (write_keys(stage, of_owner[node], node) for node in (apart.owner_id, apart.asked_id))
         comparison = Comparison(
             f"forwarded: two nodes on one core and a real etcd, {len(keys):,} keys of the node not asked,"
             f" {CONNECTIONS} connections unless it says otherwise",
@@ -114,14 +112,16 @@ def compare_forwarded(plan: Plan) -> dict[str, Any]:
 
 def owned_keys(pair: limiter.Pair, count: int, *, seed: int) -> list[str]:
     """About that many keys of the node that is not asked."""
-    return keys_of(pair, pair.owner_id, count, seed=seed)
+    return keys_by_owner(pair, count, seed=seed)[pair.owner_id]
 
 
-def keys_of(pair: limiter.Pair, owner: str, count: int, *, seed: int) -> list[str]:
-    """About that many keys of one of the two."""
+def keys_by_owner(pair: limiter.Pair, count: int, *, seed: int) -> dict[str, list[str]]:
+    """About that many keys of either of the two."""
     keys = keys_of_13_bytes(2 * count, seed=seed)
-    names = owners(pair.asked.admin, keys)
-    return [key for key, name in zip(keys, names, strict=True) if name == owner]
+    found: dict[str, list[str]] = {pair.asked_id: [], pair.owner_id: []}
+    for key, name in zip(keys, owners(pair.asked.admin, keys), strict=True):
+        found[name].append(key)
+    return found
 
 
 def write_keys(stage: Stage, keys: list[str], name: str = "keys") -> Path:

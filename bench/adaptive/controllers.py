@@ -7,13 +7,12 @@ them stand "at nodes" as well, in all scenarios: on each of ours, with outcomes 
 
 from __future__ import annotations
 
-from collections import deque
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.adaptive.controls import Fixed, Full, Rate
-from bench.adaptive.fleet import FLUSH_S, Fleet
+from bench.adaptive.fleet import Fleet, LateOutcomes
 from bench.adaptive.peers_rates import Aperture, Bbr, Dagor, EnvoyAdmission, Sre, TopFull
 from bench.adaptive.peers_windows import Aimd, Breakwater, EnvoyGradient, Gradient2, Limit, Vegas, Windowed
 from bench.adaptive.tuned import TUNED, TUNED_AT_NODES
@@ -92,16 +91,13 @@ class PeerGates:
     def __init__(self, build: Callable[[World, Callable[[], float]], Peer], *, at_nodes: bool = False) -> None:
         self._build = build
         self._at_nodes = at_nodes
-        self._late: deque[tuple[float, int, float | None, Outcome]] = deque()
 
     def start(self, world: World) -> None:
         """Set the gates up."""
         count = world.scenario.nodes if self._at_nodes or world.scenario.family == "nodes" else 1
         self._gates = [self._build(world, Random(f"peer {world.seed} {n}").random) for n in range(count)]
         self._is_one = count == 1
-        self._delay_s = world.scenario.report_delay_s
-        if self._at_nodes:
-            world.every(FLUSH_S, self._flush)
+        self._late = LateOutcomes(world, self._tell) if self._at_nodes else None
 
     def admit(self, node: int, priority: int, user: int, now_s: float) -> bool:
         """Ask the gate."""
@@ -109,14 +105,10 @@ class PeerGates:
 
     def report(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
         """Tell the gate that admitted it."""
-        if self._at_nodes:
-            self._late.append((now_s + self._delay_s, node, latency_s, outcome))
-        else:
+        if self._late is None:
             self._tell(node, latency_s, outcome, now_s)
-
-    def _flush(self, now_s: float) -> None:
-        while self._late and self._late[0][0] <= now_s:
-            self._tell(*self._late.popleft()[1:], now_s)
+        else:
+            self._late.send(node, latency_s, outcome, now_s)
 
     def _tell(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
         self._gates[0 if self._is_one else node].report(latency_s, outcome, now_s)
@@ -156,7 +148,8 @@ OURS = "ours"
 GUARD_ONLY = "ours, guards only"
 ONE_NODE = "ours, one node"
 REFERENCE = "reference"
-AT_NODES = ", at nodes"
+AT_NODES = "at nodes"
+PEERS_AT_NODES = tuple(f"{law}, {AT_NODES}" for law in TUNED_AT_NODES)
 FULL = "always full"
 CONTROLS: dict[str, Callable[[], Controller]] = {
     FULL: Full,
@@ -177,7 +170,7 @@ def names() -> list[str]:
         ONE_NODE,
         GUARD_ONLY,
         *(f"{name}{variant}" for name in PEERS for variant in ("", ", tuned")),
-        *(f"{name}{AT_NODES}" for name in TUNED_AT_NODES),
+        *PEERS_AT_NODES,
         *CONTROLS,
     ]
 
@@ -194,8 +187,7 @@ def build(name: str) -> Controller:
         return CONTROLS[name]()
     if name.startswith("fixed "):
         return Fixed(float(name.removeprefix("fixed ")))
-    if name.endswith(AT_NODES):
-        law = name.removesuffix(AT_NODES)
+    law, _, variant = name.partition(", ")
+    if variant == AT_NODES:
         return peer(law, TUNED_AT_NODES[law], at_nodes=True)
-    law, _, tuned = name.partition(", ")
-    return peer(law, TUNED[law] if tuned else {})
+    return peer(law, TUNED[law] if variant else {})

@@ -22,7 +22,7 @@ from limiter_node.core.adaptive.sketch import Sketch
 from limiter_node.core.adaptive.view import signal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bench.adaptive.scenario import Spans
     from bench.adaptive.world import Outcome, World
@@ -71,6 +71,26 @@ def merged(loads: Sequence[Load]) -> Load:
     )
 
 
+class LateOutcomes:
+    """Outcomes on their way from callers, who send what they have every `FLUSH_S`; `tell` gets them once there."""
+
+    def __init__(self, world: World, tell: Callable[[int, float | None, Outcome, float], None]) -> None:
+        self._delay_s = world.scenario.report_delay_s
+        self._tell = tell
+        self._under_way: deque[tuple[float, int, float | None, Outcome]] = deque()
+        world.every(FLUSH_S, self._flush)
+
+    def send(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
+        """To a node."""
+        self._under_way.append((now_s + self._delay_s, node, latency_s, outcome))
+
+    def _flush(self, now_s: float) -> None:
+        under_way = self._under_way
+        while under_way and under_way[0][0] <= now_s:
+            _, node, latency_s, outcome = under_way.popleft()
+            self._tell(node, latency_s, outcome, now_s)
+
+
 class Leader:
     """Whoever decides: its law, its clock, and the loads that have come since its last tick."""
 
@@ -104,13 +124,12 @@ class Fleet:
         # Monotonic clocks begin anywhere; an hour on top keeps them positive.
         self._clocks = [round((3600 + self._chance.uniform(-spread, spread)) * NS) for _ in self._gates]
         self._seen: list[Sequence2] = [(0, 0)] * scenario.nodes
-        self._reports: deque[tuple[float, int, float | None, Outcome]] = deque()
         self._last: Decision | None = None
         self._leader = Leader(self._policy, 1, self._clocks[0])
         share = 1 / scenario.nodes
         for gate, clock_ns in zip(self._gates, self._clocks, strict=True):
             gate.set_share(share, clock_ns)
-        world.every(FLUSH_S, self._flush)
+        self._late = LateOutcomes(world, self._hear)
         for node in range(scenario.nodes):
             world.every(PULSE_S, lambda now_s, node=node: self._tell(node, now_s), first_s=self._chance.random())  # type: ignore[misc]
             world.every(TICK_S, lambda now_s, node=node: self._send_load(node, now_s), first_s=TICK_S)  # type: ignore[misc]
@@ -146,14 +165,11 @@ class Fleet:
             node = int(self._chance.random() * scenario.nodes)
         else:
             node %= len(self._gates)
-        latency_ms = None if latency_s is None else latency_s * 1e3
-        self._reports.append((now_s + scenario.report_delay_s, node, latency_ms, outcome))
+        self._late.send(node, latency_s, outcome, now_s)
 
-    def _flush(self, now_s: float) -> None:
-        reports, gates, clocks, now_ns = self._reports, self._gates, self._clocks, int(now_s * 1e9)
-        while reports and reports[0][0] <= now_s:
-            _, node, latency_ms, outcome = reports.popleft()
-            gates[node].report(latency_ms, outcome, 1, now_ns + clocks[node])
+    def _hear(self, node: int, latency_s: float | None, outcome: Outcome, now_s: float) -> None:
+        latency_ms = None if latency_s is None else latency_s * 1e3
+        self._gates[node].report(latency_ms, outcome, 1, int(now_s * 1e9) + self._clocks[node])
 
     def _tell(self, node: int, now_s: float) -> None:
         pulse, name = self._gates[node].pulse(), str(node)

@@ -58,8 +58,8 @@ def figures(scenario: Scenario, trace: Trace) -> Figures:
     premium = sum(trace.per_second(trace.good, 0)[onset:end]) / max(sum(trace.per_second(trace.asked, 0)[onset:end]), 1)
     steady = admitted[min(onset + SETTLED_S, end - WINDOW_S) : end]
     mean = fmean(steady)
-    calm = range(WARM_S, onset) if scenario.is_overload or scenario.family == "errors" else range(WARM_S, end)
-    calm_offered = sum(offered[second] for second in calm)
+    calm = slice(WARM_S, onset if scenario.is_overload or scenario.family == "errors" else end)
+    calm_offered = sum(offered[calm])
     latencies = sorted(trace.latencies_s)
     return Figures(
         good_s=tuple(good),
@@ -73,8 +73,8 @@ def figures(scenario: Scenario, trace: Trace) -> Figures:
         variation=pstdev(steady) / mean if mean else 0.0,
         floor=1 / sqrt(mean) if mean else 0.0,
         fairness=fairness(trace),
-        throttled=1 - sum(admitted[second] for second in calm) / calm_offered if calm_offered else 0.0,
-        well=sum(good[second] for second in calm) / calm_offered if calm_offered else 1.0,
+        throttled=1 - sum(admitted[calm]) / calm_offered if calm_offered else 0.0,
+        well=sum(good[calm]) / calm_offered if calm_offered else 1.0,
         p99_s=latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))] if latencies else 0.0,
     )
 

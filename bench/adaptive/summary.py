@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from bench.adaptive.controllers import AT_NODES, FULL, OURS, REFERENCE
+from bench.adaptive.controllers import FULL, OURS, PEERS_AT_NODES, REFERENCE
 from bench.adaptive.metrics import back_s, interval, protect_s
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def overall(results: Results, controller: str) -> Overall | None:
         fmean(found.premium_ratio for found in rows),
         median(found.protect_s for found in rows),
         median(found.back_s for found in rows if found.scenario.end_s < found.scenario.duration_s),
-        fmean(_calm(everywhere).values()),
+        fmean(found.throttled for found in _calm(everywhere)),
     )
 
 
@@ -154,14 +154,16 @@ def targets(results: Results, others: Iterable[Overall]) -> list[Target]:
         ),
         _least("premium success at twice the capacity", 0.95, 0.0, {r.scenario.name: r.premium for r in _twice(rows)}),
         _least("goodput, errors that depend on no load", 0.95, 0.0, _of(rows, _goodput, "errors")),
-        _most("throttled when healthy", 0.005, _calm(rows)),
-        _told("good answers that this cost", _calm_costs(rows)),
+        _most("throttled when healthy", 0.005, {r.scenario.name: r.throttled for r in _calm(rows)}),
+        _most(
+            "good answers that this cost", None, {r.scenario.name: r.costs for r in _calm(rows) if r.costs is not None}
+        ),
         _least("goodput, signals missing", 0.9, 0.0, _of(rows, _goodput, "signals")),
         _least("goodput through the loss of the leader", 0.95, 0.0, _of(rows, _goodput, "leader")),
         _nodes(rows),
     ]
     peers = list(others)
-    at_nodes = [peer for peer in peers if peer.controller.endswith(AT_NODES)]
+    at_nodes = [peer for peer in peers if peer.controller in PEERS_AT_NODES]
     at_one_gate = [peer for peer in peers if peer not in at_nodes]
     lines.append(_above("mean over overloads, peers at one gate", ours, at_one_gate))
     lines.append(_above("mean over overloads, peers at nodes", ours, at_nodes))
@@ -203,12 +205,9 @@ def _twice(rows: list[Row]) -> list[Row]:
     return found
 
 
-def _calm(rows: list[Row]) -> dict[str, float]:
-    return {one.scenario.name: one.throttled for one in rows if one.scenario.family != "starts"}
-
-
-def _calm_costs(rows: list[Row]) -> dict[str, float]:
-    return {one.scenario.name: one.costs for one in rows if one.scenario.name in _calm(rows) and one.costs is not None}
+def _calm(rows: list[Row]) -> list[Row]:
+    """Those that have a time in which nothing is wrong."""
+    return [one for one in rows if one.scenario.family != "starts"]
 
 
 def _nodes(rows: list[Row]) -> Target | None:
@@ -241,18 +240,13 @@ def _least(metric: str, mean: float, each: float, values: dict[str, float]) -> T
     return Target(metric, asked, words, found >= mean and reach == len(values))
 
 
-def _told(metric: str, values: dict[str, float]) -> Target | None:
-    """What has no target."""
+def _most(metric: str, bound: float | None, values: dict[str, float]) -> Target | None:
+    """Without a bound it is only told."""
     if not values:
         return None
     name = max(values, key=values.__getitem__)
-    return Target(metric, "", f"mean {fmean(values.values()):.4f}, most {values[name]:.4f} ({name})", None)
-
-
-def _most(metric: str, bound: float, values: dict[str, float]) -> Target | None:
-    if not values:
-        return None
-    name = max(values, key=values.__getitem__)
+    words = f"mean {fmean(values.values()):.4f}, most {values[name]:.4f} ({name})"
+    if bound is None:
+        return Target(metric, "", words, None)
     within = sum(value <= bound for value in values.values())
-    words = f"mean {fmean(values.values()):.4f}, most {values[name]:.4f} ({name}); {within} of {len(values)} within it"
-    return Target(metric, f"≤ {bound:g}", words, within == len(values))
+    return Target(metric, f"≤ {bound:g}", f"{words}; {within} of {len(values)} within it", within == len(values))

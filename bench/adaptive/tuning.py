@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.adaptive.clients import Stream
-from bench.adaptive.controllers import AT_NODES, PeerGates, peer
+from bench.adaptive.controllers import AT_NODES, PEERS_AT_NODES, PeerGates, peer
 from bench.adaptive.controls import REFERENCE_LIMITS, Fixed
 from bench.adaptive.fitting import FITTING
 from bench.adaptive.metrics import figures
-from bench.adaptive.tuned import GRIDS, TUNED_AT_NODES
+from bench.adaptive.tuned import GRIDS
 from bench.adaptive.world import World
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def tune(jobs: int, progress: Callable[[str], None]) -> dict[str, dict[str, Any]
     """The best parameters by peer: at one gate, and `at_nodes`."""
     picked: dict[str, dict[str, Any]] = {}
     with ProcessPoolExecutor(jobs) as pool:
-        for name, score, point in pool.map(_pick, (*GRIDS, *(f"{name}{AT_NODES}" for name in TUNED_AT_NODES))):
+        for name, score, point in pool.map(_pick, (*GRIDS, *PEERS_AT_NODES)):
             picked[name] = point
             progress(f"{name}: {score:.3f} with {point}")
     return picked
 
 
 def _pick(name: str) -> tuple[str, float, dict[str, Any]]:
-    law, at_nodes = name.removesuffix(AT_NODES), name.endswith(AT_NODES)
+    law, _, variant = name.partition(", ")
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     streams = [Stream(scenario, SEED) for scenario in FITTING if scenario.name in NAMES]
     references = [_reference(stream) for stream in streams]
@@ -57,7 +57,7 @@ def _pick(name: str) -> tuple[str, float, dict[str, Any]]:
     for values in product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         ratios = [
-            _goodput(stream, peer(law, point, at_nodes=at_nodes)) / reference
+            _goodput(stream, peer(law, point, at_nodes=variant == AT_NODES)) / reference
             for stream, reference in zip(streams, references, strict=True)
         ]
         if fmean(ratios) > best[0]:

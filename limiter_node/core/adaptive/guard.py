@@ -106,7 +106,7 @@ at a time: the guard opened more than 70 s after a hang of 3 minutes."""
 SURPLUS_SIGMAS = 2.5
 EARLY_NORMAL = 1.3
 """Of the noise in admitted minus answered, leaking, and of the normal latency. The noise is Poisson's, or more where
-checks come in groups: else groups of five were denied 1.6 % in health instead of 0.7. A queue is told by that 0.2 s
+checks come in groups: else groups of five were denied 1.6 % in health instead of 0.6. A queue is told by that 0.2 s
 before its latency is at the target: a drop to 15 % keeps 0.83 instead of 0.80. It may be wrong: where there is no queue
 tight times let in all that belongs to the target, and turn nobody away."""
 

@@ -40,9 +40,8 @@ class Normal:
         self._span_s = 0.0
         self._admitted = self._outcomes = 0.0
         self._excess = self._expected = 0.0  # of counts: half their squared differences, and their mean
-        # Of the present count of checks, and the one before:
-        self._counted, self._counted_s = 0, 0.0
-        self._before: tuple[int, float] | None = None
+        self._counted, self._counted_s = 0, 0.0  # checks, and in how many seconds
+        self._before: tuple[float, float] | None = None  # checks per second in the count before, and its seconds
         # Latencies since the normal ones were last learned:
         self._latencies_ms = self._squares_ms2 = 0.0
         self._count = 0
@@ -112,14 +111,15 @@ class Normal:
         self._counted_s += span_s
         if self._counted_s < COUNTED_S:
             return
-        now = self._counted, self._counted_s
-        if self._before is not None and now[1] < COUNTED_MAX_S:
-            rate_s, before_s = now[0] / now[1], self._before[0] / self._before[1]
-            kept = exp(-now[1] / LEARN_TAU_S)
-            self._excess = self._excess * kept + (rate_s - before_s) ** 2 / (1 / now[1] + 1 / self._before[1])
-            self._expected = self._expected * kept + (rate_s + before_s) / 2
-        self._before = now if now[1] < COUNTED_MAX_S else None
+        rate, span_s = self._counted / self._counted_s, self._counted_s
         self._counted, self._counted_s = 0, 0.0
+        before, self._before = self._before, (rate, span_s) if span_s < COUNTED_MAX_S else None
+        if before is None or self._before is None:
+            return
+        rate_before, span_before_s = before
+        kept = exp(-span_s / LEARN_TAU_S)
+        self._excess = self._excess * kept + (rate - rate_before) ** 2 / (1 / span_s + 1 / span_before_s)
+        self._expected = self._expected * kept + (rate + rate_before) / 2
 
     def accept(self, latency_ms: float) -> None:
         """From now on this mean latency is normal, and the spread what it was."""

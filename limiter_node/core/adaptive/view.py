@@ -76,14 +76,13 @@ class Recent:
 
     def view(self, load: Load | None, signal: Signal | None) -> View | None:
         """What is seen now; None when nothing new is known of the backend."""
-        reported = load is not None and load.completed > 0
+        completed = load.completed if load is not None else 0
         fresh = 1.0  # of other sources' samples nobody knows when they were taken
-        if reported and (signal is None or signal.source == "report"):
+        if completed and (signal is None or signal.source == "report"):
             merged = self._merged()
             signal = signal_of(merged)
-            assert load is not None
             assert signal is not None
-            fresh = load.completed / signal.samples
+            fresh = completed / signal.samples
             answers_s = signal.throughput * (1 - signal.timeout_rate)
         elif signal is not None and signal.source != "report":
             signal = self._averaged(signal)
