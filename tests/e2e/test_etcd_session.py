@@ -22,7 +22,8 @@ from aetcd import rpc
 
 from limiter_node.control.etcd import EtcdSession
 from limiter_node.control.etcd_link import EtcdConfig, LinkError, mapped
-from tests.etcd_process import EtcdProcess, etcd_cluster, free_ports
+from tests.etcd_process import EtcdProcess, etcd_cluster
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
@@ -62,7 +63,7 @@ class Proxy:
     """A TCP relay to etcd that can be cut, so that etcd lives on while the session is disconnected."""
 
     def __init__(self, to_port: int) -> None:
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         self._to_port = to_port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -374,7 +375,7 @@ async def test_another_value_at_the_same_revision_of_a_new_history_is_noticed(
 
 async def test_with_the_first_endpoint_dead_the_next_one_is_used(etcd: EtcdProcess, recorder: Recorder) -> None:
     put(etcd, "rules/api", "one")
-    dead = f"http://127.0.0.1:{free_ports(1)[0]}"
+    dead = f"http://127.0.0.1:{free_port()}"
     async with running(config(dead, etcd.url), recorder) as session:
         await asyncio.wait_for(session.first_sync(), 2)
         assert recorder.state["rules/api"] == b"one"
@@ -383,7 +384,7 @@ async def test_with_the_first_endpoint_dead_the_next_one_is_used(etcd: EtcdProce
 async def test_an_etcd_that_is_away_is_logged_once_and_not_at_each_retry(
     recorder: Recorder, logs: list[MutableMapping[str, object]]
 ) -> None:
-    dead = f"http://127.0.0.1:{free_ports(1)[0]}"
+    dead = f"http://127.0.0.1:{free_port()}"
     attempts = 0
 
     def monotonic_ns() -> int:

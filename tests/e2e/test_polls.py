@@ -15,7 +15,7 @@ from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.adaptive.registry import Backends
 from limiter_node.core.backends import parse_backend
 from tests.e2e.test_etcd_session import eventually
-from tests.etcd_process import free_ports
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -247,7 +247,7 @@ async def test_a_page_that_does_not_come_in_time_is_given_up_and_asked_for_again
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://a..b/", "http://nobody:here@127.0.0.1:{port}/"])
 async def test_a_page_that_nobody_serves_is_counted_and_named(fixture: Fixture, url: str) -> None:
-    fixture.entry(url=url.format(port=free_ports(1)[0]))
+    fixture.entry(url=url.format(port=free_port()))
     await fixture.is_rejected(1)
     assert fixture.fault.startswith("poll: ")
 
@@ -288,7 +288,7 @@ async def test_a_node_that_leads_no_more_polls_nobody(fixture: Fixture) -> None:
 
 
 async def test_what_is_wrong_with_one_page_is_no_matter_of_the_others(fixture: Fixture) -> None:
-    fixture.entry(url=f"http://127.0.0.1:{free_ports(1)[0]}")
+    fixture.entry(url=f"http://127.0.0.1:{free_port()}")
     fixture.entry("stock")
     await fixture.is_rejected()
     await eventually(lambda: fixture.heard)

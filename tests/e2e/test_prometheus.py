@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.etcd_process import EtcdProcess, free_ports
+from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet
 from tests.harness import ROOT, check, eventually, get_json, request
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class Prometheus:
     """One of Debian's that scrapes these addresses once a second, with the rules of the compose file."""
 
     def __init__(self, targets: Sequence[str]) -> None:
-        self.address = f"127.0.0.1:{free_ports(1)[0]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._folder = tempfile.TemporaryDirectory(prefix="limiter-prometheus-")
         self._config = Path(self._folder.name) / "prometheus.yml"
         config = {  # JSON is YAML

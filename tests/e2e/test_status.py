@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import NodeProcess, check, free_port, get_json, run_cli
+from tests.harness import NodeProcess, check, get_json, run_cli
+from tests.ports import free_port
 
 RULES = {"rules": {"api": {"rate": "1/d", "backend": "orders"}}, "backends": {"orders": {}}}
 

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.etcd_process import EtcdProcess, free_ports
+from tests.etcd_process import EtcdProcess
 from tests.fleet import PATIENT, Fleet, metric
 from tests.harness import ROOT, NginxProcess, clean_environment, eventually, get_json, request
 from tests.overload.clients import Clients, arrivals
 from tests.overload.front import SIDES, http_config, server_config
 from tests.overload.record import Run, Sample, watch
 from tests.overload.scenario import BACKEND, PRIORITIES, RULE, RULE_DOCUMENT, Mode, Plan, Way
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
