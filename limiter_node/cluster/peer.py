@@ -3,8 +3,9 @@
 They go over TCP, between the workers of one node over unix sockets.
 
 One outgoing connection per peer carries this node's asks and the peer's answers; the peer's asks come in on
-a connection of its own. All checks of one pass of the loop leave in one write, all answers of one read in
-one write. Both sides say hello first, so that an address that another node has taken over is noticed.
+a connection of its own. All checks of one pass of the loop leave in one write, or of a few passes if each brings but a
+few; all answers of one read leave in one write. Both sides say hello first, so that an address that another node has
+taken over is noticed.
 
 It decides when to dial again (at once, then with jittered backoff up to a second, but without it where connections are
 refused: only a fresh refusal is proof that the peer is dead, see `fence`) and when a peer is too slow
@@ -38,6 +39,12 @@ BACKOFF_MAX_S = 1.0
 CONNECT_TIMEOUT_S = 1.0
 HASTEN_AFTER_S = 0.1
 """How long a dial may go without an answer before a sign of life begins another: its segments may have been lost."""
+FEW_CHECKS = 32
+GATHERING_PASSES_MAX = 4
+"""While more checks come in with each pass of the loop, fewer than that wait for so many passes: the way of a frame
+there and back costs as much as some ten of its checks. Of 32 clients of a busy node 15 checks share a frame instead
+of 12, and a check takes 10 % less CPU time; between four busy workers 3 instead of 2, and 15 %. A check that comes
+alone waits for one pass that finds nothing to do, 3 us."""
 ANSWERS_BUFFERED_MAX = 4 << 20
 """Bytes of answers a peer may leave unread before it is cut off: it would be past every deadline anyway."""
 
@@ -224,10 +231,10 @@ class PeerLink:
     # For the router.
 
     def wake(self) -> None:
-        """Flush after this pass of the loop; until the link is ready its outbox just waits."""
+        """Flush after this pass of the loop or a few; until the link is ready its outbox just waits."""
         if self._client is not None and not self._is_awake:
             self._is_awake = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._gather, 0, GATHERING_PASSES_MAX)
 
     def redial(self) -> None:
         """Drop the connection, or whatever is being dialled, and dial the peer where it is now."""
@@ -281,6 +288,13 @@ class PeerLink:
         if is_refused:
             self._backoff_s = BACKOFF_MIN_S
         self.router.on_down(self._link, self._monotonic_ns(), refused_ns=self._dialled_ns if is_refused else None)
+
+    def _gather(self, gathered: int, passes_left: int) -> None:
+        checks = len(self._link.outbox)
+        if gathered < checks < FEW_CHECKS and passes_left:
+            self._loop.call_soon(self._gather, checks, passes_left - 1)
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         self._is_awake = False
