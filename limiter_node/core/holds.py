@@ -66,6 +66,10 @@ class Holds:
         self.reserved_ns = RESERVED_TIMEOUTS * peer_timeout_ns
         self._ask_again_ns = ASK_AGAIN_TIMEOUTS * peer_timeout_ns
 
+    def __bool__(self) -> bool:
+        """Whether any bucket has a hold or had one lately."""
+        return bool(self._held or self._ended)
+
     def __contains__(self, bucket: Bucket) -> bool:
         """Whether the bucket has a hold, or had one lately: its copy says so, even when nothing is spent."""
         return bucket in self._held or bucket in self._ended

@@ -159,7 +159,10 @@ class RuleInForce:
         sole = self.sole
         if sole is not None:
             return sole if sole.has(key) else None
-        return next((plan for plan in self.places(key) if plan.has(key)), None)
+        for plan in self.places(key):
+            if plan.has(key):
+                return plan
+        return None
 
     @property
     def sole(self) -> Plan | None:

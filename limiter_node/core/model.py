@@ -258,6 +258,8 @@ class Copy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def values(self) -> int:
         """Numbers in the account, and as many as the holds are long."""
+        if not (self.account or self.holds):
+            return 0  # as nearly all: a fifth of the time
         return sum(len(entry.values) for entry in self.account) + VALUES_PER_HOLD * len(self.holds)
 
 

@@ -149,6 +149,22 @@ class Table(Shards[int]):
         self._young_ceiling = max(self._young_ceiling, spent)
         self.put(key, compact(self.clock.at(now_ns) + spent))
 
+    def raise_spent(self, key: str, spent: int, now_ns: int) -> bool:
+        """As `put_spent`, if that is more than the bucket has spent here; returns whether it is."""
+        index = hash(key) & self.mask
+        shard = self.young[index]
+        state, is_young = shard.get(key), True
+        if state is None:
+            state, is_young = self.old_state(key, index), False
+        v = self.clock.at(now_ns)
+        if spent <= 0 or (state is not None and v + spent <= state):
+            return False
+        self._young_ceiling = max(self._young_ceiling, spent)
+        if not is_young and self.old[index].pop(key, None) is None:
+            self.census.buckets += 1
+        shard[key] = compact(v + spent)
+        return True
+
     def pop_spent(self, key: str, now_ns: int) -> int | None:
         """Remove the key and return the units it has spent (0: full again), or None when it was not stored."""
         state = self.state(key)

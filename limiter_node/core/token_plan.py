@@ -260,10 +260,7 @@ class TokenPlan(PlanBase):
 
     def credit_units(self, key: str, units: int, now_ns: int) -> bool:
         """Have the key spent at least so many units; returns whether that is news."""
-        if units <= self.spent(key, now_ns):
-            return False
-        self.table.put_spent(key, units, now_ns)
-        return True
+        return self.table.raise_spent(key, units, now_ns)
 
     def spent(self, key: str, now_ns: int) -> int:
         """Units that the key has spent."""
