@@ -130,6 +130,8 @@ class Custody:
 
     def take_late(self, now_ns: int) -> list[Forward]:
         """The checks whose deadline has passed, removed."""
+        if not self.parked:
+            return []
         late: list[Forward] = []
         for bucket, parked in list(self.parked.items()):
             if parked.due_ns <= now_ns:

@@ -117,7 +117,11 @@ class Link:
         """Empty the outbox into as few frames as that takes, numbered from `first_id` on."""
         asks: list[Request] = []
         while self.outbox:
-            forwards = [self.outbox.popleft() for _ in range(min(len(self.outbox), CHECKS_PER_FRAME_MAX))]
+            if len(self.outbox) <= CHECKS_PER_FRAME_MAX:
+                forwards = list(self.outbox)
+                self.outbox.clear()
+            else:
+                forwards = [self.outbox.popleft() for _ in range(CHECKS_PER_FRAME_MAX)]
             help_wanted = [forward for forward in forwards if forward.asks_help]
             if help_wanted:
                 forwards = [forward for forward in forwards if not forward.asks_help]

@@ -80,13 +80,17 @@ class Service:
                 self._parked.append((deadline_ns, ask, respond))
 
     def _respond(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        results, are_granted = self._serve_all(ask, now_ns)
+        if are_granted and not ask.traces:  # as nearly always
+            respond(Answer(ask.id, self._router.ring.revision, cast("list[Result]", results), {}))
+            return
+
         def done(results: list[Result]) -> None:
             for index, trace in ask.traces.items():
                 if 0 <= index < len(results):
                     self._on_traced(ask.checks[index], trace, results[index])
             respond(Answer(ask.id, self._router.ring.revision, results, promises))
 
-        results = self._serve_all(ask, now_ns)
         promises = {} if ask.helps else self._promise(ask.checks, results, now_ns)
         for index, trace in ask.traces.items():
             result = results[index] if 0 <= index < len(results) else None
@@ -107,9 +111,13 @@ class Service:
             if (lasts_ns := keeper.commitments.promise(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
         }
 
-    def _serve_all(self, ask: Ask, now_ns: int) -> list[Result | Forward]:
-        """What comes of a peer's checks; of the usual ones, of cost 1 and allowed, the short way: 0.5 us less."""
+    def _serve_all(self, ask: Ask, now_ns: int) -> tuple[list[Result | Forward], bool]:
+        """What comes of a peer's checks; of the usual ones, of cost 1 and allowed, the short way: 0.5 us less.
+
+        Says as well whether all of them were such ones.
+        """
         results: list[Result | Forward] = []
+        are_usual = True
         owner_of, node_id = self._router.ring.owner, self._router.node_id
         grants: dict[str, Callable[[str], Grant | None] | None] = {}  # by rule
         for check in ask.checks:
@@ -121,10 +129,11 @@ class Service:
                     (limit, window_s), remaining, reset_ns = granted
                     results.append(Verdict(True, limit, remaining, reset_ns, 0, window_s))
                     continue
+            are_usual = False
             results.append(self._serve(check, now_ns, helps=ask.helps))
             if check.op is not Op.CHECK:
                 grants.clear()  # it may have set something aside
-        return results
+        return results, are_usual
 
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
         """Decide for a peer, or find out for it."""
