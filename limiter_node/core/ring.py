@@ -74,7 +74,7 @@ class Ring:
         """The owner of the key and its replica; None where the ring has not that many members."""
         if self._sole or not self._owners:
             return self._sole, None
-        start = bisect(self._points, xxh3_64_intdigest(key.encode()))
+        start = bisect(self._points, position(key))
         replica = self._replicas.get(start)
         if replica is None:
             replica = self._replicas[start] = self._find_replica(start)
