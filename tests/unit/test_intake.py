@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from limiter_node import clock
 from limiter_node.edge import limits
 from limiter_node.edge.http import HttpConnection
 from limiter_node.edge.http_server import HttpServer
@@ -114,7 +117,11 @@ def test_all_of_a_read_is_answered_and_reading_goes_on(fixture: Fixture, size: i
     assert fixture.wire.reads
 
 
-def test_a_long_read_is_taken_in_pieces_and_others_are_served_in_between(fixture: Fixture) -> None:
+def test_a_long_read_is_taken_in_pieces_and_others_are_served_in_between(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By a clock on which each piece takes 1 ms: how much of a pass it leaves is not to depend on the machine.
+    monkeypatch.setattr(clock, "now_ns", partial(next, count(clock.now_ns(), 1_000_000)))
     other = Wire()
     fixture.connection.data_received(gets(3 * limits.PIECE_BYTES_MAX))
     fixture.connect(other).data_received(GET)
