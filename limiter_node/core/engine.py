@@ -228,21 +228,6 @@ class Engine:
         account = plan.account(key, now_ns)
         return Copy(rule_name, key, plan.segment, 0, account) if account else None
 
-    def credit(self, copy: Copy, now_ns: int) -> bool:
-        """What `merge` does with a copy as nearly all are, in half the time; False: nothing was done."""
-        rule = self.rules.get(copy.rule)
-        if rule is None or copy.account or copy.holds or copy.spent == FORGOTTEN_SPENT:
-            return False
-        target = self.plan_for(rule, copy.key, copy.segment, now_ns)
-        if type(target) is not TokenPlan:
-            return False
-        if target is not rule.sole and not target.has(copy.key) and rule.holding(copy.key) is not None:
-            return False
-        target.credit_units(copy.key, copy.spent * UNITS_PER_MICRO, now_ns)
-        if self._census.buckets > self.buckets_max:
-            self._make_room(now_ns)
-        return True
-
     def merge(self, copy: Copy, now_ns: int, *, follows: bool = False) -> None:
         """Take another node's copy: the bucket has spent the more of what either knows.
 
@@ -257,7 +242,8 @@ class Engine:
             return
         key = copy.key
         target = self.plan_for(rule, key, copy.segment, now_ns)
-        holding = rule.holding(key)
+        # Nearly always the bucket is where the copy says: to look there first takes a third of the time.
+        holding = target if target is rule.sole or target.has(key) else rule.holding(key)
         if copy.spent == FORGOTTEN_SPENT:
             self.holds.drop((copy.rule, key))
             if holding is not None:
@@ -265,11 +251,15 @@ class Engine:
             return
         if copy.holds:
             self.holds.learn((copy.rule, key), copy.holds, now_ns)
-        account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent, 0])]
-        if holding is None or holding is target:
-            target.credit(key, account, now_ns)
-        elif holding.credit(key, account, now_ns) or follows:
-            move(key, holding, target, now_ns)
+        is_here = holding is None or holding is target
+        if is_here and isinstance(target, TokenPlan) and not copy.account:
+            target.credit_units(key, copy.spent * UNITS_PER_MICRO, now_ns)  # as nearly all are: half the time
+        else:
+            account = copy.account or [Entry("token_bucket", ANY_PERIOD, [copy.spent, 0])]
+            if is_here:
+                target.credit(key, account, now_ns)
+            elif holding is not None and (holding.credit(key, account, now_ns) or follows):
+                move(key, holding, target, now_ns)
         if self._census.buckets > self.buckets_max:
             self._make_room(now_ns)
 

@@ -39,7 +39,7 @@ from limiter_node.core.replication import Barrier, Replication
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
@@ -358,7 +358,8 @@ class Keeper:
             case Ping():
                 self._on_ping(name, request, now_ns, respond)
             case Copies(id=number, copies=copies):
-                self._take_in(name, copies, now_ns)
+                for copy in copies:
+                    self._merge(name, copy, now_ns)
                 respond(Ack(number, self.ring.revision))
             case Pull():
                 self._on_pull(request, now_ns, respond)
@@ -373,7 +374,8 @@ class Keeper:
             case Ack(id=number):
                 self.replication.on_ack(link.peer.id, number, now_ns)
             case Pulled(id=number, copies=copies):
-                self._take_in(link.peer.id, copies, now_ns)
+                for copy in copies:
+                    self._merge(link.peer.id, copy, now_ns)
                 for bucket in self._pulls.take_answered(number, self.custody.epoch):
                     self.custody.on_pulled(link.peer.id, bucket)
                 self.resume(now_ns)
@@ -432,10 +434,8 @@ class Keeper:
             respond(self.ring.news())  # the asker may begin anew then, and the answer counts for nothing
         self._pulls.answer(pull, now_ns, respond, is_early=is_early)
 
-    def _take_in(self, name: str, copies: Sequence[Copy], now_ns: int) -> None:
-        for copy in copies:
-            if not self._engine.credit(copy, now_ns):
-                self._engine.merge(copy, now_ns, follows=self.ring.owner(copy.key) == name)
+    def _merge(self, name: str, copy: Copy, now_ns: int) -> None:
+        self._engine.merge(copy, now_ns, follows=self.ring.owner(copy.key) == name)
 
     def tick(self, now_ns: int) -> None:
         """What is to be done a few times within a peer timeout."""

@@ -150,7 +150,10 @@ class Table(Shards[int]):
         self.put(key, compact(self.clock.at(now_ns) + spent))
 
     def raise_spent(self, key: str, spent: int, now_ns: int) -> bool:
-        """As `put_spent`, if that is more than the bucket has spent here; returns whether it is."""
+        """As `put_spent`, if that is more than the bucket has spent here; returns whether it is.
+
+        `state`, `clock.at` and `put` in one, for nearly every copy that comes: nothing is looked up twice.
+        """
         index = hash(key) & self.mask
         shard = self.young[index]
         state, is_young = shard.get(key), True
