@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Forward
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
     from limiter_node.core.ring import Ring
 
 

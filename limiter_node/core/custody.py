@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from limiter_node.core.links import Forward
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 NO_RING = Ring(0, {})
 FORGOTTEN_PER_TICK = 5_000

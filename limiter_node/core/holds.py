@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from limiter_node.core.model import Check
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 RESERVED_TIMEOUTS = 8
 """Peer timeouts for which tokens are set aside before anybody asks: a reservation and the commit take at most 3 each,

@@ -35,7 +35,7 @@ from limiter_node.core.model import (
 )
 from limiter_node.core.promises import GIVES_BACK
 from limiter_node.core.pulls import Pulls
-from limiter_node.core.replication import Barrier, Replication
+from limiter_node.core.replication import Replication
 from limiter_node.core.ring import Ring
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
     from limiter_node.core.model import Reply
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 LEASES = (Op.LEND, Op.RETURN)
 
@@ -405,12 +405,7 @@ class Keeper:
         if self.custody.has_strangers(self.ring):
             return False
         self.replication.collect(self.ring, now_ns)
-        outlet = self.replication.outlet(name)
-        if outlet.epoch != epoch:
-            outlet.epoch, outlet.barrier = epoch, Barrier()
-            if outlet.is_busy:
-                self._wake(name)
-        return outlet.is_past(outlet.barrier)
+        return self.replication.has_all(name, epoch)
 
     def _on_pong(self, link: Link, pong: Pong, now_ns: int) -> None:
         ping = link.pings.pop(pong.id, None)

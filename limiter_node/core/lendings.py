@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from limiter_node.core.holds import Holds
     from limiter_node.core.in_force import RuleInForce
+    from limiter_node.core.outlet import Bucket
     from limiter_node.core.plan import Plan
-    from limiter_node.core.replication import Bucket
 
 SLICES = 4
 """A slice is at most one in so many of the free tokens: three borrowers leave four in ten to everybody else."""

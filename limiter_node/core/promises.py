@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from limiter_node.core.holds import Holds
     from limiter_node.core.in_force import RuleInForce
     from limiter_node.core.model import Check, Verdict
+    from limiter_node.core.outlet import Bucket
     from limiter_node.core.plan import Plan
-    from limiter_node.core.replication import Bucket
 
 LIFE_MAX_NS = 50_000_000
 """Longest promise: a client that hammers costs its owner some 25 questions a second and node asked; what has to wait

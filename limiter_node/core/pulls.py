@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
     from limiter_node.core.links import Link
     from limiter_node.core.model import Reply
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 
 PART_ID = 0

@@ -19,7 +19,7 @@ from limiter_node.core.model import BATCHES, Copy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 KNOWN_NS = 20_000_000_000
 """Least time for which it is known; twice as long at most. Whoever still holds something for the batch has asked by

@@ -20,7 +20,7 @@ from limiter_node.core.rules import parse_rule
 from tests.sim.meter import TOLERANCE, UNIT, Meter, numbers
 
 if TYPE_CHECKING:
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 MS = 1_000_000
 GRACE_NS = 100 * MS

@@ -23,7 +23,7 @@ from tests.sim.fleet import Failed, run
 
 if TYPE_CHECKING:
     from limiter_node.core.model import Check, Outcome
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
     from limiter_node.core.ring import Ring
 
 SEEDS = 4

@@ -25,7 +25,7 @@ from tests.sim.scenario import Burst, Expect, Load, NodeSpec, Scenario
 if TYPE_CHECKING:
     from limiter_node.core.leases import Lease, Mark
     from limiter_node.core.model import Check, Returned
-    from limiter_node.core.replication import Bucket
+    from limiter_node.core.outlet import Bucket
 
 SEEDS = 2
 

@@ -6,8 +6,9 @@ from limiter_node.cluster import wire
 from limiter_node.core.engine import Engine
 from limiter_node.core.limits import LOG_COUNT_MAX
 from limiter_node.core.model import Check, Copy, Member, Pull, Pulled, Reply
+from limiter_node.core.outlet import FRAMES_IN_FLIGHT_MAX
 from limiter_node.core.pulls import Pulls
-from limiter_node.core.replication import FRAMES_IN_FLIGHT_MAX, Replication
+from limiter_node.core.replication import Replication
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import LIMITS_MAX, Rule, parse_rule
 

@@ -8,16 +8,8 @@ import pytest
 from limiter_node.core.engine import Engine
 from limiter_node.core.links import one_way
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Check, Copies, Copy, Member, Outcome, Verdict
-from limiter_node.core.replication import (
-    BULK_EVERY_NS,
-    BULK_MAX,
-    COPIES_PER_FRAME,
-    FRAMES_IN_FLIGHT_MAX,
-    SURVEY_PER_TICK,
-    Barrier,
-    Outlet,
-    Replication,
-)
+from limiter_node.core.outlet import BULK_EVERY_NS, FRAMES_IN_FLIGHT_MAX, Barrier, Outlet
+from limiter_node.core.replication import BULK_MAX, COPIES_PER_FRAME, SURVEY_PER_TICK, Replication
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import parse_rule
 
