@@ -447,6 +447,7 @@ class Keeper:
         is_due = now_ns - self._replicated_ns >= self._replication_ns
         if is_due:
             self._replicated_ns = now_ns
+            self.replication.turn()
             self.replication.collect(self.ring, now_ns)
         for name, outlet in self.replication.outlets.items():
             if outlet.bulk or (is_due and outlet.due):

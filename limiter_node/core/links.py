@@ -82,6 +82,7 @@ class Link:
         "asked_ns",
         "carrier",
         "heard_ns",
+        "kept",
         "news_revision",
         "outbox",
         "peer",
@@ -105,6 +106,7 @@ class Link:
         self.news_revision = 0  # of the newest ring that the peer was told
         self.outbox: deque[Forward] = deque()
         self.pending: dict[int, list[Forward]] = {}  # by frame id, in order of sending
+        self.kept: list[int] = []  # ids of answers with copies that the peer is still to be told are kept
         self.pinged_ns = NEVER_NS
         self.pings: dict[int, tuple[int, int]] = {}  # by frame id: when it was sent, at which epoch
         self.pulls: list[tuple[str, str]] = []  # (rule, key) to be asked for
@@ -137,7 +139,8 @@ class Link:
             if forward.trace:
                 traces[index] = forward.trace
         helps = forwards[0].asks_help
-        return Ask(frame_id, revision, [forward.check for forward in forwards], helps, traces)
+        kept, self.kept = self.kept[:CHECKS_PER_FRAME_MAX], []
+        return Ask(frame_id, revision, [forward.check for forward in forwards], helps, traces, kept)
 
     def take_late(self, now_ns: int) -> list[Forward]:
         """Take out the checks whose deadline has passed."""

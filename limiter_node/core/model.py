@@ -35,6 +35,7 @@ the 0.8 us that it takes to decode a `Check`. A rule that is none is unknown, a 
 Revision = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=COST_MAX)]
+Micros = Annotated[int, msgspec.Meta(ge=0)]  # millionths of a token
 Place = Annotated[int, msgspec.Meta(ge=0)]
 Duration = Annotated[int, msgspec.Meta(ge=0, le=DURATION_MAX_NS)]
 
@@ -279,7 +280,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Checks for a node that the sender, at ring `revision`, believes to own their keys.
 
     `traces` are the request ids, by index, of the checks that are to be told in the log of whoever decides them. With
-    `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica.
+    `helps`, the sender cannot reach the owner: the asked node passes them on, or decides as the replica. `kept` are the
+    ids of answers with copies that are in the sender's memory.
     """
 
     id: int
@@ -287,18 +289,21 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     checks: Annotated[list[Check], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
     helps: bool = False
     traces: Annotated[dict[int, ShortText], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
+    kept: Annotated[list[int], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = []
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The results of the `Ask` with the same id, in its order.
 
     `promises` are, by index, for how long denials stay true, counted from when they were asked for (see `promises`).
+    `spent` is what the key of each check has spent, rounded up, if the answer is the copy, too (see `carried`), else 0.
     """
 
     id: int
     revision: Revision
     results: Annotated[list[Result], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)]
     promises: Annotated[dict[Place, Duration], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = {}
+    spent: Annotated[list[Micros], msgspec.Meta(max_length=CHECKS_PER_FRAME_MAX)] = []
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -9,11 +9,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from limiter_node.core.carried import Carried
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from limiter_node.core.links import Forward
-    from limiter_node.core.model import Outcome
+    from limiter_node.core.model import Check, Outcome
 
 FRAMES_IN_FLIGHT_MAX = 2
 """100 copies take a quarter of a millisecond to take in. A node that joins gets them from all others at once, and
@@ -48,6 +50,7 @@ class Outlet:
         "bulk",
         "bulk_ns",
         "bulk_taken",
+        "carried",
         "confirmed_ns",
         "due",
         "epoch",
@@ -62,6 +65,7 @@ class Outlet:
         self.bulk: dict[Bucket, bool] = {}  # handed over: unchanged for long
         self.bulk_ns = 0  # when some of them were last sent
         self.flight: dict[int, list[tuple[Bucket, bool]]] = {}  # by frame id
+        self.carried = Carried()
         self.held: dict[Bucket, list[tuple[Forward, Outcome]]] = {}  # outcomes that wait for the next frame's ack
         self.held_in: dict[int, list[tuple[Forward, Outcome]]] = {}  # and those of frames in flight
         self.confirmed_ns = 0  # when the peer last confirmed something, or nothing was due
@@ -79,6 +83,7 @@ class Outlet:
             self.due.setdefault(bucket, False)
             if forgets:
                 self.due[bucket] = True
+                self.carried.forget(bucket)
 
     def add_bulk(self, bucket: Bucket, now_ns: int) -> None:
         """Have a bucket sent when there is nothing more urgent."""
@@ -87,18 +92,40 @@ class Outlet:
         if bucket not in self.due:
             self.bulk[bucket] = False
 
+    def carry(self, frame_id: int, checks: Sequence[Check], spent: Sequence[int], now_ns: int) -> None:
+        """An answer with copies is on its way, see `Carried`."""
+        if not self.is_busy:
+            self.confirmed_ns = now_ns
+        self.carried.add(frame_id, checks, spent)
+
+    def on_kept(self, frame_ids: Iterable[int], now_ns: int) -> None:
+        """The peer has kept what these answers carried."""
+        for frame_id in frame_ids:
+            forgotten = self.carried.take(frame_id)
+            if forgotten is not None:
+                self.confirmed_ns = now_ns
+                self.due.update(dict.fromkeys(forgotten, True))
+
+    def turn(self) -> None:
+        """Have sent what was on its way with an answer at the last turn and still is."""
+        for bucket, forgets in self.carried.turn():
+            self.due[bucket] = forgets or self.due.get(bucket, False)
+
     @property
     def is_busy(self) -> bool:
         """Whether the peer is still to get or to confirm something."""
-        return bool(self.due or self.bulk or self.flight)
+        return bool(self.due or self.bulk or self.flight or self.carried)
 
     def buckets(self) -> Iterator[Bucket]:
         """All that the peer is still to get or to confirm."""
-        return chain(self.due, self.bulk, (bucket for batch in self.flight.values() for bucket, _ in batch))
+        in_flight = (bucket for batch in self.flight.values() for bucket, _ in batch)
+        return chain(self.due, self.bulk, in_flight, self.carried.buckets())
 
     def is_past(self, barrier: Barrier) -> bool:
         """Whether the peer has everything that was due when this was first asked of the barrier."""
         if barrier.taken < 0 or barrier.breaks != self.breaks:
+            self.turn()
+            self.turn()  # nothing is carried any more: all is due
             barrier.taken, barrier.bulk_taken = self.taken + len(self.due), self.bulk_taken + len(self.bulk)
             barrier.breaks, barrier.last_id = self.breaks, None
         if self.taken < barrier.taken or self.bulk_taken < barrier.bulk_taken:

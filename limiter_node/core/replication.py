@@ -25,13 +25,14 @@ from limiter_node.core.model import (
     Verdict,
 )
 from limiter_node.core.outlet import Barrier, Outlet
+from limiter_node.core.rules import DEFAULT_SEGMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.engine import Engine
-    from limiter_node.core.links import Forward
-    from limiter_node.core.model import Check, Outcome
+    from limiter_node.core.links import Forward, Link
+    from limiter_node.core.model import Answer, Ask, Check, Outcome
     from limiter_node.core.outlet import Bucket
     from limiter_node.core.ring import Ring
 
@@ -102,6 +103,29 @@ class Replication:
                 changed.setdefault(replica, []).append(bucket)
         for replica, buckets in changed.items():
             self.outlet(replica).add(buckets, now_ns)
+
+    def carry(self, name: str, ask: Ask, spent: list[int], now_ns: int) -> None:
+        """The answer to a peer's checks is the copy of some, too: of those of which it says what the key has spent."""
+        self.outlet(name).carry(ask.id, ask.checks, spent, now_ns)
+        self.sent += len(spent) - spent.count(0)
+
+    def on_kept(self, name: str, frame_ids: list[int], now_ns: int) -> None:
+        """A peer has kept the copies in these answers."""
+        if name in self.outlets:
+            self.outlets[name].on_kept(frame_ids, now_ns)
+
+    def keep(self, link: Link, forwards: list[Forward], answer: Answer, now_ns: int) -> None:
+        """Take the copies in a peer's answer to these checks of its own keys."""
+        for forward, micros in zip(forwards, answer.spent, strict=True):
+            if micros:
+                check = forward.check
+                self._engine.merge(Copy(check.rule, check.key, DEFAULT_SEGMENT, micros), now_ns, follows=True)
+        link.kept.append(answer.id)
+
+    def turn(self) -> None:
+        """Give up copies in answers that were on their way at the last call, an interval ago, and still are."""
+        for outlet in self.outlets.values():
+            outlet.turn()
 
     def put(self, ring: Ring, bucket: Bucket, now_ns: int, *, forgets: bool = False) -> None:
         """Have the other holders of a bucket told of it at once; with `forgets`, that it is full again."""

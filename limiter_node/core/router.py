@@ -232,9 +232,7 @@ class Router:
         if self.ring.owner(forward.check.key) == self.node_id:
             self._resume(forward, now_ns)
             return
-        outcome = self._seek_help(forward, now_ns)
-        if outcome is not None:
-            forward.reply(outcome)
+        _tell(forward, self._seek_help(forward, now_ns))
 
     # Frames.
 
@@ -251,7 +249,7 @@ class Router:
         """Answer a frame of a peer."""
         if isinstance(request, Ask):
             self.keeper.fence.heard(name, now_ns)
-            self._service.on_ask(request, now_ns, respond)
+            self._service.on_ask(name, request, now_ns, respond)
         elif isinstance(request, Gather):
             respond(self.controller.answer(request, now_ns))
         elif isinstance(request, Look):
@@ -279,6 +277,8 @@ class Router:
         forwards = link.pending.pop(answer.id, [])
         if answer.promises and answer.revision == self.ring.revision:
             self.engine.denials.learn(forwards, answer, WAYS_MAX * self._peer_timeout_ns, now_ns)
+        if answer.spent and len(answer.spent) == len(forwards):
+            self.keeper.replication.keep(link, forwards, answer, now_ns)
         for forward, result in zip(forwards, answer.results, strict=False):
             if type(result) is Verdict:  # as nearly always
                 forward.reply(result)
@@ -309,9 +309,7 @@ class Router:
         link = None if owner is None else self.links.get(owner)
         if link is not None and revision >= self.ring.revision:
             link.revision = max(link.revision, revision)
-            outcome = self.forward(owner, forward, now_ns)
-            if outcome is not None:
-                forward.reply(outcome)
+            _tell(forward, self.forward(owner, forward, now_ns))
         elif revision > self.ring.revision:
             self._waiting.append((revision, forward))
         elif revision < self.ring.revision or owner == self.ring.owner(forward.check.key):
@@ -330,9 +328,7 @@ class Router:
             else:
                 forward.reply(self._give_up(forward, now_ns) if outcome is None else outcome)
             return
-        at_once = self.forward(owner, forward, now_ns)
-        if at_once is not None:
-            forward.reply(at_once)
+        _tell(forward, self.forward(owner, forward, now_ns))
 
     def _resume_waiting(self, now_ns: int) -> None:
         waiting, self._waiting = self._waiting, []
@@ -482,9 +478,7 @@ class Router:
             and self.ring.replica(forward.check.key) == self.node_id
             and self.keeper.can_stand_in(owner, now_ns)
         ):
-            outcome = self.keeper.act(forward, now_ns)
-            if outcome is not None:
-                forward.reply(outcome)
+            _tell(forward, self.keeper.act(forward, now_ns))
         elif forward.deadline_ns <= now_ns:
             forward.reply(self._give_up(forward, now_ns))
         else:
@@ -494,6 +488,12 @@ class Router:
 def _must_not_repeat(forward: Forward) -> bool:
     """Whether somebody may have done already what done twice would give too much, or it is for one peer alone."""
     return forward.check.op in FOR_ONE or (forward.is_sent and forward.check.op is Op.REFUND)
+
+
+def _tell(forward: Forward, outcome: Outcome | None) -> None:
+    """Give an outcome to whoever waits for it, if it is there already."""
+    if outcome is not None:
+        forward.reply(outcome)
 
 
 def _nobody_waits(outcome: Outcome) -> None:

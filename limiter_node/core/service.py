@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
     from limiter_node.core.keeper import Keeper
     from limiter_node.core.leases import Leases
-    from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
-    from limiter_node.core.shortcut import Shortcut
+    from limiter_node.core.shortcut import Granter, Shortcut
 
 PARKED_MAX = 1_000
 """Frames from nodes with a newer ring that may wait for ours to catch up."""
@@ -56,40 +55,46 @@ class Service:
         self._router = router
         self._on_traced = on_traced
         self._peer_timeout_ns = peer_timeout_ns
-        self._parked: deque[tuple[int, Ask, Callable[[Reply], None]]] = deque()
+        self._parked: deque[tuple[int, str, Ask, Callable[[Reply], None]]] = deque()
 
-    def on_ask(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
+    def on_ask(self, name: str, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
         """Answer a peer's checks; when its ring is newer and gives us keys that ours does not, wait for ours."""
         router = self._router
+        if ask.kept:
+            router.keeper.replication.on_kept(name, ask.kept, now_ns)
         if (
             ask.revision > router.ring.revision
             and len(self._parked) < PARKED_MAX
             and not all(router.ring.owner(check.key) == router.node_id for check in ask.checks)
         ):
-            self._parked.append((now_ns + self._peer_timeout_ns // 2, ask, respond))
+            self._parked.append((now_ns + self._peer_timeout_ns // 2, name, ask, respond))
         else:
-            self._respond(ask, now_ns, respond)
+            self._respond(name, ask, now_ns, respond)
 
     def serve_parked(self, now_ns: int) -> None:
         """Answer what waited for a ring that has come, or for long enough."""
         for _ in range(len(self._parked)):
-            deadline_ns, ask, respond = self._parked.popleft()
+            deadline_ns, name, ask, respond = self._parked.popleft()
             if deadline_ns <= now_ns or self._router.ring.revision >= ask.revision:
-                self._respond(ask, now_ns, respond)
+                self._respond(name, ask, now_ns, respond)
             else:
-                self._parked.append((deadline_ns, ask, respond))
+                self._parked.append((deadline_ns, name, ask, respond))
 
-    def _respond(self, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
-        results, are_granted = self._serve_all(ask, now_ns)
+    def _respond(self, name: str, ask: Ask, now_ns: int, respond: Callable[[Reply], None]) -> None:
+        results, spent, are_granted = self._serve_all(name, ask, now_ns)
+        if any(spent):
+            self._router.keeper.replication.carry(name, ask, spent, now_ns)
+        else:
+            spent = []
         if are_granted and not ask.traces:  # as nearly always
-            respond(Answer(ask.id, self._router.ring.revision, cast("list[Result]", results), {}))
+            respond(Answer(ask.id, self._router.ring.revision, cast("list[Result]", results), {}, spent))
             return
 
         def done(results: list[Result]) -> None:
             for index, trace in ask.traces.items():
                 if 0 <= index < len(results):
                     self._on_traced(ask.checks[index], trace, results[index])
-            respond(Answer(ask.id, self._router.ring.revision, results, promises))
+            respond(Answer(ask.id, self._router.ring.revision, results, promises, spent))
 
         promises = {} if ask.helps else self._promise(ask.checks, results, now_ns)
         for index, trace in ask.traces.items():
@@ -111,29 +116,31 @@ class Service:
             if (lasts_ns := keeper.commitments.promise(checks[index], verdict, keeper.fence.right_until_ns, now_ns))
         }
 
-    def _serve_all(self, ask: Ask, now_ns: int) -> tuple[list[Result | Forward], bool]:
+    def _serve_all(self, name: str, ask: Ask, now_ns: int) -> tuple[list[Result | Forward], list[int], bool]:
         """What comes of a peer's checks; of the usual ones, of cost 1 and allowed, the short way: 0.5 us less.
 
-        Says as well whether all of them were such ones.
+        With what the keys have spent of which the answer is the copy, see `carried`; and whether all were usual ones.
         """
         results: list[Result | Forward] = []
+        copied: list[int] = []
         are_usual = True
-        owner_of, node_id = self._router.ring.owner, self._router.node_id
-        grants: dict[str, Callable[[str], Grant | None] | None] = {}  # by rule
+        holders, node_id = self._router.ring.holders, self._router.node_id
+        grants: dict[str, Granter | None] = {}  # by rule
         for check in ask.checks:
-            if check.cost == 1 and check.segment is None and check.op is Op.CHECK and owner_of(check.key) == node_id:
+            if check.cost == 1 and check.segment is None and check.op is Op.CHECK:
+                owner, replica = holders(check.key)
                 if check.rule not in grants:
                     grants[check.rule] = self._router.shortcut.granter(check.rule, now_ns)
                 grant = grants[check.rule]
-                if grant is not None and (granted := grant(check.key)) is not None:
-                    (limit, window_s), remaining, reset_ns = granted
+                if owner == node_id and grant is not None and (granted := grant(check.key, replica == name)):
+                    ((limit, window_s), remaining, reset_ns), spent = granted
                     results.append(Verdict(True, limit, remaining, reset_ns, 0, window_s))
+                    copied.append(spent)
                     continue
             are_usual = False
             results.append(self._serve(check, now_ns, helps=ask.helps))
-            if check.op is not Op.CHECK:
-                grants.clear()  # it may have set something aside
-        return results, are_usual
+            copied.append(0)
+        return results, copied, are_usual
 
     def _serve(self, check: Check, now_ns: int, *, helps: bool) -> Result | Forward:
         """Decide for a peer, or find out for it."""

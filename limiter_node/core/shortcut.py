@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Check
 from limiter_node.core.plan import turned_away
+from limiter_node.core.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router
+
+    Granter = Callable[[str, bool], tuple[Grant, int] | None]
+    """Takes a key, and whether the answer goes to its replica; see `Shortcut.granter`."""
 
 
 class Shortcut:
@@ -103,26 +107,33 @@ class Shortcut:
             rule.changed.update(compress(keys, grants))
         return grants
 
-    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
-        """What does the same for such keys one at a time: of a few it takes less than `grants`."""
-        rule = self._unhindered(rule_name, 0, now_ns)
+    def granter(self, rule_name: str, now_ns: int) -> Granter | None:
+        """What grants tokens of such keys to a peer, one at a time: of a few keys it takes less than `grants`.
+
+        It is told whether that peer is the key's replica, and says what the key has spent then, in millionths of a
+        token, if the answer is to be the copy, too; else 0, and the copy will be made.
+        """
+        rule = self._plain(rule_name, now_ns)
         if rule is None:
             return None
-        grant_to = rule.default.grant
-        if not self._engine.has_copies:
-            return lambda key: grant_to(key, now_ns)
-        changed = rule.changed
+        plan, changed, held, movable = rule.default, rule.changed, self._held, self._movable
+        spent_of = plan.micros_spent if isinstance(plan, TokenPlan) else None
 
-        def grant(key: str) -> Grant | None:
-            granted = grant_to(key, now_ns)
-            if granted is not None:
-                changed.add(key)
-            return granted
+        def grant(key: str, is_to_replica: bool) -> tuple[Grant, int] | None:
+            if (held and (rule_name, key) in held) or (movable and (rule_name, key) in movable):
+                return None
+            granted = plan.grant(key, now_ns)
+            if granted is None:
+                return None
+            if is_to_replica and spent_of is not None:
+                return granted, spent_of(granted)
+            changed.add(key)
+            return granted, 0
 
         return grant
 
-    def _unhindered(self, rule_name: str, count: int, now_ns: int) -> RuleInForce | None:
-        """The rule, if nothing rare applies to any check of so many keys under it: what `check` asks for each."""
+    def _plain(self, rule_name: str, now_ns: int) -> RuleInForce | None:
+        """The rule, if this node may decide and a check under it is asked nothing rare."""
         engine = self._engine
         rule = engine.rules.get(rule_name)
         if (
@@ -132,9 +143,14 @@ class Shortcut:
             or now_ns >= self._keeper.free_until_ns
             or engine.sync_rules
             or engine.entries.named
-            or self._held
-            or self._movable
-            or engine.buckets + count > engine.buckets_max  # to make room for one may forget another
         ):
             return None
         return rule
+
+    def _unhindered(self, rule_name: str, count: int, now_ns: int) -> RuleInForce | None:
+        """The rule, if nothing rare applies to any check of so many keys under it: what `check` asks for each."""
+        engine = self._engine
+        # To make room for one may forget another.
+        if self._held or self._movable or engine.buckets + count > engine.buckets_max:
+            return None
+        return self._plain(rule_name, now_ns)

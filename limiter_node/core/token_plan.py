@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core.algorithms.token_bucket import PPM, UNIT, compact, in_micros, in_units, slope, take
-from limiter_node.core.model import DURATION_MAX_NS, NEVER, Bucket, Entry, Verdict
+from limiter_node.core.algorithms.token_bucket import (
+    PPM,
+    UNIT,
+    UNITS_PER_MICRO,
+    compact,
+    in_micros,
+    in_units,
+    slope,
+    take,
+)
+from limiter_node.core.model import DURATION_MAX_NS, MICROS, NEVER, Bucket, Entry, Verdict
 from limiter_node.core.plan import NoKin, PlanBase, continued, move, share_of
 from limiter_node.core.table import SHARDS, Census, Table, whole_tokens
 
@@ -115,6 +124,17 @@ class TokenPlan(PlanBase):
             return self.first_grant
         reset_ns = -(-spent // num) if den == 1 else -(-spent * den // num)
         return self.numbers, (capacity - spent) // UNIT, reset_ns if reset_ns < DURATION_MAX_NS else DURATION_MAX_NS
+
+    def micros_spent(self, grant: Grant) -> int:
+        """What a key has spent that was just given this, in millionths of a token.
+
+        Rounded up to a millionth, and by what is refilled in a nanosecond.
+        """
+        numbers, remaining, reset_ns = grant
+        if reset_ns >= DURATION_MAX_NS:
+            return (numbers[0] - remaining) * MICROS  # in whole tokens: it is not told for how long exactly
+        clock = self.table.clock
+        return -(-reset_ns * clock.num // (clock.den * UNITS_PER_MICRO))
 
     def grants(self, keys: Sequence[str], now_ns: int) -> list[Grant | None]:
         """What `grant` comes to for each of these keys in turn, spelled out for all but a few.

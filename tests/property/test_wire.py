@@ -19,6 +19,7 @@ from limiter_node.core.model import (
     ENTRIES_MAX,
     ENTRY_VALUES_MAX,
     HOLDS_MAX,
+    MICROS,
     NEVER,
     SECONDS_MAX,
     VALUES_PER_FRAME,
@@ -96,9 +97,14 @@ copies = st.builds(
 )
 frames = st.one_of(
     st.builds(Hello, names, st.integers(0, 100)),
-    st.builds(Ask, ids, ids, st.lists(checks, max_size=8)),
+    st.builds(Ask, ids, ids, st.lists(checks, max_size=8), kept=st.lists(ids, max_size=3)),
     st.builds(
-        Answer, ids, ids, st.lists(results, max_size=8), st.dictionaries(st.integers(0, 999), times_ns, max_size=3)
+        Answer,
+        ids,
+        ids,
+        st.lists(results, max_size=8),
+        st.dictionaries(st.integers(0, 999), times_ns, max_size=3),
+        st.lists(tokens, max_size=8),
     ),
     st.builds(Copies, ids, st.lists(copies, max_size=4)),
     st.builds(Look, ids, st.integers(0, SECONDS_MAX)),
@@ -238,10 +244,11 @@ def test_frames_before_a_bad_one_are_read_and_after_it_the_stream_is_dead() -> N
 
 def test_the_longest_frames_there_can_be_fit() -> None:
     check = Check("r" * 64, "k" * 512, COST_MAX, "s" * 64, Op.RESERVE, ("b" * 64, 999))
-    ask = Ask(2**63 - 1, 2**63 - 1, [check] * CHECKS_PER_FRAME_MAX)
+    ask = Ask(2**63 - 1, 2**63 - 1, [check] * CHECKS_PER_FRAME_MAX, kept=[2**63 - 1] * CHECKS_PER_FRAME_MAX)
     assert decoded(encode(ask)) == [ask]
     verdict = Verdict(False, COST_MAX, COST_MAX, 2**63 - 1, 2**63 - 1, 2**63 - 1, True, False, "backend_overload")
-    answer = Answer(2**63 - 1, 2**63 - 1, [verdict] * CHECKS_PER_FRAME_MAX)
+    spent = [COUNT_MAX * MICROS] * CHECKS_PER_FRAME_MAX
+    answer = Answer(2**63 - 1, 2**63 - 1, [verdict] * CHECKS_PER_FRAME_MAX, spent=spent)
     assert decoded(encode(answer)) == [answer]
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from limiter_node.core.model import UnknownRule
     from limiter_node.core.plan import Grant
     from limiter_node.core.ring import Ring
+    from limiter_node.core.shortcut import Granter
     from tests.sim.clock import SimClock
     from tests.sim.network import Network, Side
     from tests.sim.world import World
@@ -203,16 +204,16 @@ class WatchedShortcut(Shortcut):
         self._node = node
         self._witness = witness
 
-    def granter(self, rule_name: str, now_ns: int) -> Callable[[str], Grant | None] | None:
+    def granter(self, rule_name: str, now_ns: int) -> Granter | None:
         grant_to = super().granter(rule_name, now_ns)
         if grant_to is None:
             return None
 
-        def grant(key: str) -> Grant | None:
+        def grant(key: str, is_to_replica: bool) -> tuple[Grant, int] | None:
             check = Check(rule_name, key)
             self._witness.decides(self._node, check)
-            granted = grant_to(key)
-            self._tell(check, granted)
+            granted = grant_to(key, is_to_replica)
+            self._tell(check, granted and granted[0])
             return granted
 
         return grant

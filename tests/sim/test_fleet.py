@@ -175,6 +175,18 @@ def _no_frames(name: str, now_ns: int) -> list[Copies]:
     return []
 
 
+class CarelessRouter(Router):
+    """Says that it has kept the copies in answers, and has not."""
+
+    def set_ring(self, ring: Ring, now_ns: int) -> None:
+        self.keeper.replication.keep = _nothing_is_kept  # type: ignore[method-assign]
+        super().set_ring(ring, now_ns)
+
+
+def _nothing_is_kept(link: Link, forwards: list[Forward], answer: Answer, now_ns: int) -> None:
+    link.kept.append(answer.id)
+
+
 class RashRouter(Router):
     """Decides for a silent owner without asking whether others hear of it."""
 
@@ -344,6 +356,7 @@ def test_a_broken_engine_is_caught(engine_class: type[Engine], complaint: str) -
         (ForgetfulRouter, TROUBLE, "no outcome in"),
         (MisaddressingRouter, TROUBLE, "nobody decided"),
         (MuteRouter, KILL, "too many"),
+        (CarelessRouter, KILL, "too many"),
         (RashRouter, CUT, "too many"),
         (UnfencedRouter, FREEZE, "too many"),
         (HastyRouter, ROLL, "too many"),

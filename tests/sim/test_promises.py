@@ -49,7 +49,7 @@ FAULTS: dict[str, tuple[AnyFault, ...]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_denial_at_the_edge_is_what_the_owner_would_say(fault: str) -> None:
-    report = run(replace(HAMMERED, faults=FAULTS[fault]), 1)
+    report = run(replace(HAMMERED, faults=FAULTS[fault]), 4)
     assert report.outcomes["denied at the edge"] > 50
 
 

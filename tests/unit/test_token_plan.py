@@ -8,7 +8,7 @@ import pytest
 
 from limiter_node.core.algorithms.token_bucket import UNIT
 from limiter_node.core.engine import Engine
-from limiter_node.core.model import Check
+from limiter_node.core.model import MICROS, Check
 from limiter_node.core.rules import parse_rule
 from limiter_node.core.token_plan import TokenPlan
 
@@ -59,3 +59,14 @@ def test_a_state_takes_no_more_memory_than_its_size(act: Callable[[Engine, str],
     assert all(state > 2**30 for shard in shards for state in shard.values())
     # A sum that keeps the room for its carry takes 4 bytes more, and by that the allocator's next size, 48.
     assert taken / len(KEYS) < INT_BYTES + 2
+
+
+def test_what_is_refilled_after_292_years_only_is_told_in_whole_tokens() -> None:
+    found = Engine(buckets_max=10)
+    found.set_rule("api", parse_rule("api", {"rate": "1/366d", "burst": 1_000_000}), 0)
+    plan = found.rules["api"].default
+    assert isinstance(plan, TokenPlan)
+    plan.charge("k", 1_000, NOW_NS)
+    grant = plan.grant("k", NOW_NS)
+    assert grant is not None
+    assert plan.micros_spent(grant) == 1_001 * MICROS
