@@ -17,7 +17,7 @@ from bench import machine
 from bench.load import RunError, command, cpu_ns, drive, keys_of_13_bytes
 from bench.open_loop import CONNECTIONS, Measured
 from bench.progress import tell
-from bench.servers import RULE, Stage
+from bench.servers import COPIED, RULE, Stage
 from bench.speed import FORWARDED, NODE, NUMBERS, SYSTEMS, owned_keys, write_keys
 from bench.stats import Spread
 from bench.systems import limiter
@@ -102,7 +102,7 @@ def _subjects(stage: Stage, plan: Plan) -> list[Subject]:
         if name not in LEFT_OUT and plan.wants(name)
     ]
     if plan.wants(FORWARDED):
-        pair = limiter.pair(stage, plan.cores, NUMBERS)
+        pair = limiter.pair(stage, plan.cores, COPIED)
         theirs = write_keys(stage, owned_keys(pair, count, seed=plan.seed), "owned-keys")
         found.insert(1, _subject(FORWARDED, pair.asked, theirs, plan))
     return found

@@ -130,6 +130,11 @@ class Numbers:
         return {"rate": f"{self.count}/{self.period_s}s", "burst": self.burst, "lease": self.lease}
 
 
+COPIED = Numbers(count=10, period_s=1, burst=2_000)
+"""Of fleets: a token is back after 100 ms, so that a grant still counts when its copy is due after 20. Of one that is
+back after 1 ms, as of 1,000 a second, there would be nothing to copy."""
+
+
 class Stage:
     """The servers of one bench and the folder they live in."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.comparison import Comparison, Figure, Plan, Subject
 from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
-from bench.servers import Numbers, Stage, owners
+from bench.servers import COPIED, Numbers, Stage, owners
 from bench.systems import applications, envoy, limiter, nginx
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def compare_local(plan: Plan) -> dict[str, Any]:
 def compare_forwarded(plan: Plan) -> dict[str, Any]:
     """Checks that the asked node passes on to their owner: both on one core, and each on its own."""
     with Stage() as stage:
-        pair = limiter.pair(stage, plan.cores, NUMBERS)
-        apart = limiter.pair(stage, plan.cores, NUMBERS, name="apart", is_apart=True)
-        alone = limiter.standalone(stage, plan.cores, NUMBERS)
+        pair = limiter.pair(stage, plan.cores, COPIED)
+        apart = limiter.pair(stage, plan.cores, COPIED, name="apart", is_apart=True)
+        alone = limiter.standalone(stage, plan.cores, COPIED)
         count = KEYS_OWNED_QUICK if plan.is_quick else KEYS_OWNED
         keys = owned_keys(pair, count, seed=plan.seed)
         of_owner = keys_by_owner(apart, count, seed=plan.seed)

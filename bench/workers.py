@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from bench.comparison import Comparison, Figure, Plan, Subject
 from bench.hot import SPENT
 from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
-from bench.servers import RULE, Stage, read_json
-from bench.speed import KEYS, NUMBERS, write_keys
+from bench.servers import COPIED, RULE, Stage, read_json
+from bench.speed import KEYS, write_keys
 from bench.systems import limiter
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def compare(plan: Plan) -> dict[str, Any]:
     """Keys that are allowed, one by one and in batches, and one that has nothing left."""
     with Stage() as stage:
         server, both = plan.cores.server, plan.cores.both
-        one = limiter.with_workers(stage, server, NUMBERS, 1)
-        two, four = (limiter.with_workers(stage, both, NUMBERS, count) for count in (2, 4))
+        one = limiter.with_workers(stage, server, COPIED, 1)
+        two, four = (limiter.with_workers(stage, both, COPIED, count) for count in (2, 4))
         spent_one, spent_four = (
             limiter.with_workers(stage, cores, SPENT, count) for cores, count in ((server, 1), (both, 4))
         )

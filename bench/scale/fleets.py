@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bench.load import RunError, cpu_ns, keys_of_13_bytes
 from bench.open_loop import Client, requests_for
 from bench.progress import tell
-from bench.servers import RULE, Numbers, Stage, put
+from bench.servers import COPIED, RULE, Stage, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +59,7 @@ def _fleet(size: int, cores: Cores, *, peer_timeout_ms: int) -> Iterator[list[Sy
     tell(f"{size} nodes start")
     with Stage() as stage:
         etcd = stage.etcd(cpu=cores.load)
-        put(etcd, f"/limiter/rules/{RULE}", Numbers(1_000, 1, 2_000).rule)
+        put(etcd, f"/limiter/rules/{RULE}", COPIED.rule)
         options = ["--etcd", etcd, "--peer-timeout", str(peer_timeout_ms)]
         nodes = stage.nodes([f"node-{number}" for number in range(size)], options, cpu=cores.server)
         time.sleep(SETTLE_S)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from bench.progress import tell
+from bench.servers import COPIED
 from limiter_node.cluster import wire
 from limiter_node.core.model import Ack, Answer, Ask, Copies, Ping, Pong
 from tests.sim.fleet import Fleet
@@ -105,12 +106,11 @@ def simulate(size: int) -> dict[str, Any]:
 
 def _scenario(size: int) -> Scenario:
     # Until it is calm callers ask little; the burst at the end makes it last as long as is to be counted.
-    rule = {"rate": "1000/s", "burst": 2_000}
     whole = Scenario(
         name="traffic",
         about="a fleet in good health",
         nodes=tuple(NodeSpec(id=f"n{number}") for number in range(size)),
-        documents={"rules/api": rule},
+        documents={"rules/api": COPIED.rule},
         load=Load(
             checks_per_s=float(CHECKS_PER_NODE_S * size),
             keys=tuple(f"user:{number:08d}" for number in range(KEYS_PER_NODE * size)),
