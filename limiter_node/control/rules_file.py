@@ -147,7 +147,13 @@ class RulesFile:
                 self.reload()
 
     def reload(self) -> None:
-        """Read the file again; what is bad in it changes nothing."""
+        """Read the file again; what is bad in it changes nothing, and neither does what is no file.
+
+        To read what may have no end, or not come before somebody writes, would keep all checks waiting.
+        """
+        if self._path.exists() and not self._path.is_file():
+            self._book.reject(str(self._path), "cannot be read again: it is no regular file any more")
+            return
         try:
             reading = Reading(self._path)
             reading.check(each=False)

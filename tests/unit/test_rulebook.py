@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,21 @@ def test_a_file_is_documents_by_key_in_yaml_or_json(tmp_path: Path) -> None:
         file = tmp_path / name
         file.write_text(text)
         assert Reading(file).documents == check_file(file) == documents
+
+
+def test_what_takes_a_rules_file_s_place_and_is_no_file_is_not_read(path: Path, book: RuleBook, engine: Engine) -> None:
+    path.write_text(RULES_YAML)
+    file = rules_file(path, book)
+    file.load()
+    path.unlink()
+    os.mkfifo(path)
+    file.reload()  # to open it would wait for a writer
+    assert "no regular file" in book.problems[str(path)]
+    assert (limit_of(engine, "api"), file.revision) == (100, 1)
+    path.unlink()
+    path.write_text(RULES_YAML)
+    file.reload()
+    assert (book.problems, file.revision) == ({}, 2)
 
 
 def test_a_rules_file_comes_into_force(path: Path, book: RuleBook, engine: Engine) -> None:
