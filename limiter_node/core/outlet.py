@@ -77,8 +77,7 @@ class Outlet:
 
     def add(self, buckets: Iterable[Bucket], now_ns: int, *, forgets: bool = False) -> None:
         """Have buckets sent."""
-        if not self.is_busy:
-            self.confirmed_ns = now_ns
+        self._begin(now_ns)
         for bucket in buckets:
             self.due.setdefault(bucket, False)
             if forgets:
@@ -87,15 +86,13 @@ class Outlet:
 
     def add_bulk(self, bucket: Bucket, now_ns: int) -> None:
         """Have a bucket sent when there is nothing more urgent."""
-        if not self.is_busy:
-            self.confirmed_ns = now_ns
+        self._begin(now_ns)
         if bucket not in self.due:
             self.bulk[bucket] = False
 
     def carry(self, frame_id: int, checks: Sequence[Check], spent: Sequence[int], now_ns: int) -> None:
         """An answer with copies is on its way, see `Carried`."""
-        if not self.is_busy:
-            self.confirmed_ns = now_ns
+        self._begin(now_ns)
         self.carried.add(frame_id, checks, spent)
 
     def on_kept(self, frame_ids: Iterable[int], now_ns: int) -> None:
@@ -108,7 +105,15 @@ class Outlet:
 
     def turn(self) -> None:
         """Have sent what was on its way with an answer at the last turn and still is."""
-        for bucket, forgets in self.carried.turn():
+        self._send_again(self.carried.turn())
+
+    def _begin(self, now_ns: int) -> None:
+        """The peer is behind from now on, if it is not already."""
+        if not self.is_busy:
+            self.confirmed_ns = now_ns
+
+    def _send_again(self, batch: Iterable[tuple[Bucket, bool]]) -> None:
+        for bucket, forgets in batch:
             self.due[bucket] = forgets or self.due.get(bucket, False)
 
     @property
@@ -156,9 +161,7 @@ class Outlet:
 
     def on_down(self) -> list[tuple[Forward, Outcome]]:
         """The way is broken: what was under way is due again; returns the outcomes that waited."""
-        for batch in self.flight.values():
-            for bucket, forgets in batch:
-                self.due[bucket] = forgets or self.due.get(bucket, False)
+        self._send_again(chain.from_iterable(self.flight.values()))
         self.flight.clear()
         waiting = [held for helds in (*self.held.values(), *self.held_in.values()) for held in helds]
         self.held.clear()

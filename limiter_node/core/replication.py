@@ -161,7 +161,7 @@ class Replication:
         """What to send to a peer now."""
         outlet = self.outlets.get(name)
         frames: list[Copies] = []
-        while outlet and (outlet.due or outlet.bulk) and (queue := outlet.next_up(now_ns, hurries=self.is_leaving)):
+        while outlet and (queue := outlet.next_up(now_ns, hurries=self.is_leaving)):
             batch, copies = self._fill(queue, now_ns)
             self._next_id += 1
             outlet.send(self._next_id, batch, now_ns)

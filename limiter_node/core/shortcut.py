@@ -56,10 +56,8 @@ class Shortcut:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
         if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
-        if (
-            (engine.entries.named and engine.entries.find(key) is not None)
-            or (self._held and (rule_name, key) in self._held)
-            or (self._movable and (rule_name, key) in self._movable)
+        if (engine.entries.named and engine.entries.find(key) is not None) or (
+            (self._held or self._movable) and self._is_bound(rule_name, key)
         ):
             return None
         grant = rule.default.grant(key, now_ns)
@@ -120,7 +118,7 @@ class Shortcut:
         spent_of = plan.micros_spent if isinstance(plan, TokenPlan) else None
 
         def grant(key: str, is_to_replica: bool) -> tuple[Grant, int] | None:
-            if (held and (rule_name, key) in held) or (movable and (rule_name, key) in movable):
+            if (held or movable) and self._is_bound(rule_name, key):
                 return None
             granted = plan.grant(key, now_ns)
             if granted is None:
@@ -131,6 +129,11 @@ class Shortcut:
             return granted, 0
 
         return grant
+
+    def _is_bound(self, rule_name: str, key: str) -> bool:
+        """Whether tokens of the key are set aside or lent, or its bucket has to stay where it is."""
+        bucket = rule_name, key
+        return bucket in self._held or bucket in self._movable
 
     def _plain(self, rule_name: str, now_ns: int) -> RuleInForce | None:
         """The rule, if this node may decide and a check under it is asked nothing rare."""

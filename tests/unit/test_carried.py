@@ -37,7 +37,7 @@ class Fleet(Routers):
         copy = self[name].engine.copy("api", key or self.key, self.now_ns)
         return copy.spent if copy else 0
 
-    def asks(self, *checks: Check) -> tuple[Link, Ask]:  # type: ignore[override]
+    def sends(self, *checks: Check) -> tuple[Link, Ask]:
         """What a asks b; the ask is on its way."""
         link = self["a"].links["b"]
         for check in checks:
@@ -99,7 +99,7 @@ def test_what_nobody_says_is_kept_is_sent_once_more_and_no_more(fleet: Fleet) ->
 
 
 def test_a_lost_answer_costs_no_copy(fleet: Fleet) -> None:
-    _, ask = fleet.asks(Check("api", fleet.key))
+    _, ask = fleet.sends(Check("api", fleet.key))
     fleet.answers(ask)
     assert fleet.spent("a") == 0
     fleet.let_pass(4 * INTERVAL_NS)
@@ -107,7 +107,7 @@ def test_a_lost_answer_costs_no_copy(fleet: Fleet) -> None:
 
 
 def test_an_answer_that_comes_too_late_is_not_said_to_be_kept(fleet: Fleet) -> None:
-    link, ask = fleet.asks(Check("api", fleet.key))
+    link, ask = fleet.sends(Check("api", fleet.key))
     answer = fleet.answers(ask)
     link.pending.clear()
     fleet["a"].on_reply(link, answer, fleet.now_ns)
@@ -116,7 +116,7 @@ def test_an_answer_that_comes_too_late_is_not_said_to_be_kept(fleet: Fleet) -> N
 
 def test_what_says_too_little_or_too_much_of_its_checks_is_not_kept(fleet: Fleet) -> None:
     for spent in ([], [MICROS], [MICROS] * 3):
-        link, ask = fleet.asks(Check("api", fleet.key), Check("api", fleet.other))
+        link, ask = fleet.sends(Check("api", fleet.key), Check("api", fleet.other))
         fleet["a"].on_reply(link, Answer(ask.id, 7, fleet.answers(ask).results, {}, spent), fleet.now_ns)
         assert (link.kept, fleet.spent("a")) == ([], 0)
 
@@ -132,7 +132,7 @@ def test_copies_of_other_nodes_are_sent() -> None:
 
 def test_only_grants_of_one_token_by_a_single_bucket_are_carried(fleet: Fleet) -> None:
     fleet.ask("b", Check("api", fleet.other, 10))
-    _, ask = fleet.asks(
+    _, ask = fleet.sends(
         Check("api", fleet.key, 2), Check("api", fleet.key), Check("api", fleet.other), Check("no-rule", fleet.key)
     )
     assert fleet.answers(ask).spent == [0, 3 * MICROS, 0, 0]
@@ -152,7 +152,7 @@ def test_only_grants_of_one_token_by_a_single_bucket_are_carried(fleet: Fleet) -
 )
 def test_rules_of_another_kind_are_copied_as_ever(rule: dict[str, Any]) -> None:
     fleet = Fleet(api=rule)
-    _, ask = fleet.asks(Check("api", fleet.key))
+    _, ask = fleet.sends(Check("api", fleet.key))
     replies: list[Reply] = []
     fleet["b"].on_request("a", ask, fleet.now_ns, replies.append)
     fleet.let_pass(2 * INTERVAL_NS)
@@ -180,7 +180,7 @@ def forgotten_before(fleet: Fleet, link: Link, answer: Answer) -> None:
 
 
 def test_what_is_to_be_forgotten_is_forgotten_though_an_answer_comes_after_that(fleet: Fleet) -> None:
-    link, ask = fleet.asks(Check("api", fleet.key))
+    link, ask = fleet.sends(Check("api", fleet.key))
     forgotten_before(fleet, link, fleet.answers(ask))
     fleet.let_pass(INTERVAL_NS)
     fleet.ask("a", Check("api", fleet.other))  # says that the answer is kept
@@ -191,7 +191,7 @@ def test_what_is_to_be_forgotten_is_forgotten_though_an_answer_comes_after_that(
 
 
 def test_what_is_forgotten_in_the_frame_that_it_was_granted_in_is_forgotten(fleet: Fleet) -> None:
-    link, ask = fleet.asks(Check("api", fleet.key), Check("api", fleet.key, 0, op=Op.FORGET))
+    link, ask = fleet.sends(Check("api", fleet.key), Check("api", fleet.key, 0, op=Op.FORGET))
     answer = fleet.answers(ask)
     assert answer.spent == [MICROS, 0]
     fleet.ask("b", Check("api", fleet.of_a))  # all that is due goes with it
@@ -203,7 +203,7 @@ def test_what_is_forgotten_in_the_frame_that_it_was_granted_in_is_forgotten(flee
 
 @pytest.mark.parametrize("intervals", [0, 1])
 def test_it_is_forgotten_too_where_nobody_says_that_the_answer_is_kept(fleet: Fleet, intervals: int) -> None:
-    link, ask = fleet.asks(Check("api", fleet.key))
+    link, ask = fleet.sends(Check("api", fleet.key))
     answer = fleet.answers(ask)
     fleet.let_pass(intervals * INTERVAL_NS)
     forgotten_before(fleet, link, answer)
