@@ -119,11 +119,11 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
         "limiter_forwarded_checks": Reading("Checks passed on to their owner.", lambda: router.forwarded),
         "limiter_rerouted_checks": Reading(
             "Forwarded checks that the first node asked did not own.",
-            lambda: router.rerouted,
+            lambda: router.failover.rerouted,
         ),
         "limiter_helped_checks": Reading(
             "Checks sent to the replica, or to a third node, since the owner could not be reached.",
-            lambda: router.helped,
+            lambda: router.failover.helped,
         ),
         "limiter_stood_in_checks": Reading(
             "Checks decided as the replica of a node that is gone.", lambda: keeper.acted
@@ -133,8 +133,8 @@ def _fleet_totals(node: Parts) -> dict[str, Reading]:
             "on_unreachable decided; fenced: this node owns the key and may not decide; uncopied: of durability sync, "
             "without the replica.",
             lambda: {
-                "unreachable": router.unanswered,
-                "fenced": router.fenced,
+                "unreachable": router.failover.unanswered,
+                "fenced": router.failover.fenced,
                 "uncopied": keeper.replication.uncopied,
             },
             label="reason",

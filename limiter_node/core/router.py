@@ -5,12 +5,9 @@ leaves to the `keeper` whether this node may decide. Frames go out as values (`f
 (`on_request`, `on_reply`); whoever carries them, the real links or the simulated network, calls `tick` so that
 deadlines pass.
 
-A check whose owner cannot be reached goes to the key's replica, which passes it on or, once the owner is gone, decides
-it; if it is the replica that cannot reach the owner, any other node may pass it on. Only a check that nobody can bring
-to the owner or the replica is answered alone, by the rule's `on_unreachable`.
+What becomes of a check that cannot be brought to its owner is of `failover`.
 
-Invariants: every check gets exactly one outcome, within a few peer timeouts, whatever links do; a check is re-routed at
-most once and helpers are asked at most twice, none of whom asks another in turn but the replica: none goes in circles.
+Invariant: every check gets exactly one outcome, within a few peer timeouts, whatever links do.
 """
 
 from __future__ import annotations
@@ -20,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.atomic import Batches
+from limiter_node.core.failover import Failover
 from limiter_node.core.keeper import Keeper
 from limiter_node.core.leases import Leases
-from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Carrier, Forward, Link, LinkState, one_way
+from limiter_node.core.links import NEVER_NS, WAYS_MAX, Carrier, Forward, Link, LinkState, one_way
 from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
     Answer,
@@ -33,7 +31,6 @@ from limiter_node.core.model import (
     Look,
     Looked,
     NotOwner,
-    Op,
     Outcome,
     Reply,
     Request,
@@ -52,14 +49,6 @@ if TYPE_CHECKING:
 
 OUTBOX_MAX = 20_000
 """Checks that may wait for one link; more than it can carry in a peer timeout would only expire."""
-
-HELPERS_MAX = 2
-"""Nodes asked in an owner's place: the replica, or else one that may reach either."""
-
-UNREACHABLE = Unreachable()
-
-FOR_ONE = (Op.LEND, Op.RECALL, Op.RETURN)
-"""What means nothing to anybody but whom it is asked of."""
 
 
 class Router:
@@ -100,19 +89,14 @@ class Router:
         self.batches = Batches(self)
         self.leases = Leases(self)
         self.lookout = Lookout(tell)
+        self.failover = Failover(self, peer_timeout_ns)
         self.forwarded = 0
-        self.rerouted = 0
-        self.helped = 0  # forwards that went to another node than the owner
-        self.unanswered = 0  # checks that ended in `on_unreachable`: of other nodes' keys
-        self.fenced = 0  # and of this node's own, while it may not decide
         engine.holds.set_pace(peer_timeout_ns)
         self._peer_timeout_ns = peer_timeout_ns
         self._open_link = open_link
         self.shortcut = Shortcut(self)
         self._service = Service(self, peer_timeout_ns, on_traced)
         self._next_id = 0
-        self._waiting: list[tuple[int, Forward]] = []  # refused by a ring of that revision, which is not ours yet
-        self._hoping: list[Forward] = []  # until this node, the replica, knows that the owner is gone
 
     # Checks of this node's own callers.
 
@@ -123,7 +107,7 @@ class Router:
             if self.keeper.is_free_to(check, now_ns):
                 return self.engine.check(check, now_ns)
             outcome = self.keeper.decide(check, now_ns)
-            return self._alone(check, now_ns) if outcome is None else outcome
+            return self.failover.answer_alone(check, now_ns) if outcome is None else outcome
         return self.pass_on(owner, check, now_ns)
 
     def pass_on(self, owner: str | None, check: Check, now_ns: int) -> Outcome | Forward:
@@ -151,88 +135,22 @@ class Router:
         link = None if owner is None else self.links.get(owner)
         if link is not None and link.is_usable(now_ns) and len(link.outbox) < OUTBOX_MAX:
             self.forwarded += 1
-            self._put(link, forward)
+            self.put(link, forward)
             return None
-        return self._seek_help(forward, now_ns)
+        return self.failover.seek(forward, now_ns)
 
     def ask_peer(self, link: Link, check: Check, now_ns: int) -> Forward:
         """Ask a peer, and nobody else; who wants the answer sets `reply`."""
         forward = one_way(check, now_ns + self._peer_timeout_ns, for_peer=True)
         forward.reply = _nobody_waits
-        self._put(link, forward)
+        self.put(link, forward)
         return forward
 
-    def _put(self, link: Link, forward: Forward) -> None:
+    def put(self, link: Link, forward: Forward) -> None:
+        """Have a check leave on a link, with all that this pass of the loop puts there."""
         if not link.outbox:
             link.carrier.wake()
         link.outbox.append(forward)
-
-    def _seek_help(self, forward: Forward, now_ns: int) -> Outcome | None:
-        """Have a check decided whose owner this node cannot reach: none, when that will come later."""
-        if self.keeper.note_stall(now_ns):
-            return self.forward(self.ring.owner(forward.check.key), forward, now_ns)
-        owner, replica = self.ring.holders(forward.check.key)
-        link: Link | None = None
-        if replica == self.node_id and owner is not None and now_ns < forward.expires_ns:
-            if self.keeper.can_stand_in(owner, now_ns):
-                return self.keeper.act(forward, now_ns)
-            link = None if forward.helpers else self._any_link((owner,), now_ns)
-            if link is None:
-                return self._hope(owner, forward, now_ns)
-        elif not forward.for_peer and forward.helpers < HELPERS_MAX and now_ns < forward.expires_ns:
-            link = self.links.get(replica) if replica and not forward.helpers else None
-            if link is None or not link.is_usable(now_ns):
-                link = self._any_link((owner, replica), now_ns)
-        if link is None:
-            return self._give_up(forward, now_ns)
-        forward.helpers += 1
-        forward.asks_help = True
-        self._extend(forward, now_ns)
-        self.helped += 1
-        self._put(link, forward)
-        return None
-
-    def _extend(self, forward: Forward, now_ns: int) -> None:
-        """Give a check the time of one more hop, unless it has had them all."""
-        forward.deadline_ns = min(now_ns + self._peer_timeout_ns, forward.expires_ns)
-
-    def _any_link(self, others_than: tuple[str | None, ...], now_ns: int) -> Link | None:
-        for link in self.links.values():
-            if link.peer.id not in others_than and now_ns < link.usable_until_ns and link.peer.id in self.ring.members:
-                return link
-        return None
-
-    def _hope(self, owner: str, forward: Forward, now_ns: int) -> Outcome | None:
-        """Wait until the owner is known to be gone or can be reached, unless neither has come about for long."""
-        heard_ns = self.links[owner].heard_ns if owner in self.links else 0
-        if now_ns - heard_ns > 3 * self._peer_timeout_ns:
-            return self._give_up(forward, now_ns)
-        forward.deadline_ns = min(now_ns + round(self._peer_timeout_ns * PARKED_SHARE), forward.expires_ns)
-        self._hoping.append(forward)
-        return None
-
-    def _give_up(self, forward: Forward, now_ns: int) -> Outcome:
-        return UNREACHABLE if forward.for_peer else self._alone(forward.check, now_ns)
-
-    def _alone(self, check: Check, now_ns: int) -> Outcome:
-        """What is said when neither the owner nor the replica can be asked."""
-        if self.ring.owner(check.key) == self.node_id:
-            self.fenced += 1
-        else:
-            self.unanswered += 1
-        if check.op not in (Op.CHECK, Op.RESERVE):
-            return UNREACHABLE
-        return self.engine.check_alone(check, max(1, len(self.ring.members)), now_ns)
-
-    def _send_on(self, forward: Forward, now_ns: int) -> None:
-        """Find another way for a check that has failed on one."""
-        if _must_not_repeat(forward):
-            forward.reply(UNREACHABLE)
-            return
-        if self.ring.owner(forward.check.key) == self.node_id:
-            self._resume(forward, now_ns)
-            return
-        _tell(forward, self._seek_help(forward, now_ns))
 
     # Frames.
 
@@ -284,61 +202,14 @@ class Router:
                 forward.reply(result)
             elif isinstance(result, NotOwner):
                 forward.is_sent = False
-                self._reroute(forward, result.owner, answer.revision, now_ns)
+                self.failover.reroute(forward, result.owner, answer.revision, now_ns)
             elif isinstance(result, Unreachable):
-                self._send_on(forward, now_ns)
+                self.failover.send_on(forward, now_ns)
             else:
                 forward.reply(result)
         # A peer that answers less than it was asked is broken; nobody may hang for it.
         for forward in forwards[len(answer.results) :]:
-            self._send_on(forward, now_ns)
-
-    def _reroute(self, forward: Forward, owner: str | None, revision: int, now_ns: int) -> None:
-        """Ask another node, once: the owner in a ring of that revision, as whoever refused the check says.
-
-        While this node's own ring is older and does not know that owner, or gives the key to somebody else than this
-        node, the check waits for the newer one, up to its deadline.
-        """
-        if forward.rerouted or _must_not_repeat(forward):
-            self._send_on(forward, now_ns)
-            return
-        forward.rerouted = True
-        forward.asks_help = False
-        self._extend(forward, now_ns)
-        self.rerouted += 1
-        link = None if owner is None else self.links.get(owner)
-        if link is not None and revision >= self.ring.revision:
-            link.revision = max(link.revision, revision)
-            _tell(forward, self.forward(owner, forward, now_ns))
-        elif revision > self.ring.revision:
-            self._waiting.append((revision, forward))
-        elif revision < self.ring.revision or owner == self.ring.owner(forward.check.key):
-            self._resume(forward, now_ns)
-        else:
-            self._send_on(forward, now_ns)
-
-    def _resume(self, forward: Forward, now_ns: int) -> None:
-        """Go by this node's ring."""
-        owner = self.ring.owner(forward.check.key)
-        if owner == self.node_id:
-            check, expires_ns = forward.check, forward.expires_ns
-            outcome = self.keeper.decide(check, now_ns, for_peer=forward.for_peer, expires_ns=expires_ns)
-            if isinstance(outcome, Forward):
-                outcome.reply = forward.reply
-            else:
-                forward.reply(self._give_up(forward, now_ns) if outcome is None else outcome)
-            return
-        _tell(forward, self.forward(owner, forward, now_ns))
-
-    def _resume_waiting(self, now_ns: int) -> None:
-        waiting, self._waiting = self._waiting, []
-        for revision, forward in waiting:
-            if revision <= self.ring.revision:
-                self._resume(forward, now_ns)
-            elif forward.deadline_ns <= now_ns:
-                forward.reply(self._give_up(forward, now_ns))
-            else:
-                self._waiting.append((revision, forward))
+            self.failover.send_on(forward, now_ns)
 
     def gather(self, now_ns: int) -> None:
         """As the leader: ask all nodes that can be reached what they know of the backends."""
@@ -382,8 +253,8 @@ class Router:
             if link.peer.id not in ring.members:
                 unsent, link.outbox = link.outbox, deque()
                 for forward in unsent:
-                    self._reroute(forward, ring.owner(forward.check.key), ring.revision, now_ns)
-        self._resume_waiting(now_ns)
+                    self.failover.follow_ring(forward, now_ns)
+        self.failover.resume(now_ns)
         self._service.serve_parked(now_ns)
         self._settle(now_ns)
 
@@ -399,18 +270,7 @@ class Router:
     def _settle(self, now_ns: int) -> None:
         """Find another place for checks that this node was to decide and cannot; go on with batches and leases."""
         self.leases.go_on(now_ns)
-        homeless, late = self.keeper.take_homeless(now_ns)
-        for forward in homeless:
-            owner = self.ring.owner(forward.check.key)
-            if forward.asks_help:
-                self._send_on(forward, now_ns)
-            elif forward.for_peer and owner != self.node_id:
-                forward.reply(NotOwner(owner or self.node_id))  # type: ignore[arg-type]
-            else:
-                self._extend(forward, now_ns)
-                self._resume(forward, now_ns)
-        for forward in late:
-            forward.reply(self._give_up(forward, now_ns))
+        self.failover.place(*self.keeper.take_homeless(now_ns), now_ns)
         self.batches.go_on(now_ns)
 
     def on_up(self, link: Link, now_ns: int) -> None:
@@ -434,9 +294,9 @@ class Router:
         has_left = link.peer.id not in self.ring.members
         for forward in link.take_all():
             if has_left and not forward.asks_help:
-                self._reroute(forward, self.ring.owner(forward.check.key), self.ring.revision, now_ns)
+                self.failover.follow_ring(forward, now_ns)
             else:
-                self._send_on(forward, now_ns)
+                self.failover.send_on(forward, now_ns)
         self._settle(now_ns)
 
     def tick(self, now_ns: int) -> None:
@@ -448,10 +308,7 @@ class Router:
         for link in list(self.links.values()):
             self._expire(link, now_ns)
         self._close_leavers()
-        hoping, self._hoping = self._hoping, []
-        for forward in hoping:
-            self._hope_on(forward, now_ns)
-        self._resume_waiting(now_ns)
+        self.failover.tick(now_ns)
         self._service.serve_parked(now_ns)
         self._settle(now_ns)
 
@@ -464,36 +321,7 @@ class Router:
             link.asked_ns = now_ns
             link.carrier.redial()
         for forward in late:
-            self._send_on(forward, now_ns)
-
-    def _hope_on(self, forward: Forward, now_ns: int) -> None:
-        owner = self.ring.owner(forward.check.key)
-        link = None if owner is None else self.links.get(owner)
-        if owner == self.node_id or (link is not None and now_ns < link.usable_until_ns):
-            forward.asks_help = False
-            self._extend(forward, now_ns)
-            self._resume(forward, now_ns)
-        elif (
-            owner is not None
-            and self.ring.replica(forward.check.key) == self.node_id
-            and self.keeper.can_stand_in(owner, now_ns)
-        ):
-            _tell(forward, self.keeper.act(forward, now_ns))
-        elif forward.deadline_ns <= now_ns:
-            forward.reply(self._give_up(forward, now_ns))
-        else:
-            self._hoping.append(forward)
-
-
-def _must_not_repeat(forward: Forward) -> bool:
-    """Whether somebody may have done already what done twice would give too much, or it is for one peer alone."""
-    return forward.check.op in FOR_ONE or (forward.is_sent and forward.check.op is Op.REFUND)
-
-
-def _tell(forward: Forward, outcome: Outcome | None) -> None:
-    """Give an outcome to whoever waits for it, if it is there already."""
-    if outcome is not None:
-        forward.reply(outcome)
+            self.failover.send_on(forward, now_ns)
 
 
 def _nobody_waits(outcome: Outcome) -> None:

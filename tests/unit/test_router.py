@@ -210,7 +210,7 @@ def test_the_owner_answers_at_once(node: Fixture) -> None:
     node.tick(TIMEOUT_NS)  # what another node may have promised before it joined is over
     assert node.check(KEY_OF_A, 0, Op.FORGET) == Forgotten()
     assert node.check(KEY_OF_A, 0, Op.INSPECT) == Bucket("default", "token_bucket", 90, 0, 90)
-    assert (node.router.forwarded, node.router.unanswered) == (0, 0)
+    assert (node.router.forwarded, node.router.failover.unanswered) == (0, 0)
 
 
 def test_the_owner_knows_which_rules_there_are(node: Fixture) -> None:
@@ -296,7 +296,7 @@ def test_a_check_whose_owner_is_down_goes_to_the_replica_at_once(node: Fixture) 
     assert (ask.helps, ask.checks) == (True, [Check("api", KEY_OF_B, 3)])
     node.answer("c", ask.id, ALLOWED)
     assert node.outcomes == [ALLOWED]
-    assert (node.router.helped, node.router.unanswered) == (1, 0)
+    assert (node.router.failover.helped, node.router.failover.unanswered) == (1, 0)
 
 
 def test_a_check_whose_deadline_passes_goes_to_the_replica(node: Fixture) -> None:
@@ -334,7 +334,7 @@ def test_when_the_replica_is_down_too_a_check_is_decided_alone(node: Fixture) ->
     assert isinstance(verdict, Verdict)
     # A third of the plan, for there are three nodes.
     assert (verdict.degraded, verdict.limit, verdict.remaining) == (True, 30, 29)
-    assert node.router.unanswered == 1
+    assert node.router.failover.unanswered == 1
 
 
 def test_when_neither_owner_nor_replica_answers_another_node_is_asked_and_then_none() -> None:
@@ -463,7 +463,7 @@ def test_on_unreachable_decides_when_the_link_is_down(node: Fixture, rule: dict[
     assert verdict.degraded
     told = (verdict.allowed, verdict.limit, verdict.remaining, verdict.would_allow, verdict.reason)
     assert told == expected
-    assert (node.router.forwarded, node.router.unanswered) == (0, 1)
+    assert (node.router.forwarded, node.router.failover.unanswered) == (0, 1)
 
 
 def test_an_unknown_rule_is_unknown_alone_as_well(node: Fixture) -> None:
@@ -566,7 +566,7 @@ def test_a_check_is_sent_on_to_whom_the_refusing_node_names(node: Fixture) -> No
     node.now_ns += TIMEOUT_NS // 2
     node.answer("b", node.flush("b")[0].id, NotOwner("c"), revision=9)
     assert node.outcomes == []
-    assert node.router.rerouted == 1
+    assert node.router.failover.rerouted == 1
     (ask,) = node.flush("c")
     # Under the revision of the ring that says so: c may have to wait for it.
     assert ask.revision == 9
@@ -585,7 +585,7 @@ def test_a_check_is_sent_on_once_at_most(node: Fixture) -> None:
     node.answer("c", node.flush("c")[0].id, NotOwner("b"))
     # From here on only help can be had.
     assert [ask.helps for ask in node.flush("b") + node.flush("c")] == [True]
-    assert node.router.rerouted == 1
+    assert node.router.failover.rerouted == 1
 
 
 def test_a_check_sent_on_to_a_link_that_is_down_is_decided_alone_when_no_help_is_to_be_had(node: Fixture) -> None:
