@@ -110,14 +110,23 @@ def test_answers_in_time_in_a_row_are_reason_enough_to_let_in_more() -> None:
 def test_windows_hold_what_belongs_to_the_target_and_leave_room_for_the_highest_priorities() -> None:
     flow = Flow()
     flow.memory_s = 100.0
-    windows = tight_windows(flow, target_s=0.2, good_run=0)
+    windows = tight_windows(flow, target_s=0.2, good_run=0, share=0.0)
     assert windows == sorted(windows, reverse=True)
     assert windows[9] == pytest.approx(0.7 * 20 + 0.8)
     assert windows[0] - windows[9] == pytest.approx(0.5 * 20 + 2)
     # What was in time lately is a measure, too, when the memory has faded.
     flow.memory_s = 0.0
-    assert tight_windows(flow, target_s=0.2, good_run=4)[9] == 0.8
-    assert tight_windows(flow, target_s=0.2, good_run=104) == windows
+    assert tight_windows(flow, target_s=0.2, good_run=4, share=0.0)[9] == 0.8
+    assert tight_windows(flow, target_s=0.2, good_run=104, share=0.0) == windows
+
+
+def test_a_node_alone_lets_in_what_several_would_that_do_not_know_of_each_other_yet() -> None:
+    flow = Flow()
+    flow.memory_s = 100.0
+    half, most, alone = (tight_windows(flow, target_s=0.2, good_run=0, share=share) for share in (0.5, 0.75, 1.0))
+    assert tight_windows(flow, target_s=0.2, good_run=0, share=0.125) == half
+    assert [window - before for window, before in zip(most, half, strict=True)] == pytest.approx([0.02 * 100] * 10)
+    assert [window - before for window, before in zip(alone, half, strict=True)] == pytest.approx([0.04 * 100] * 10)
 
 
 def holding(

@@ -5,12 +5,12 @@ from statistics import fmean
 from bench.adaptive.clients import Stream
 from bench.adaptive.fleet import Fleet
 from bench.adaptive.metrics import Figures, figures
-from bench.adaptive.scenario import Scenario, pulse
+from bench.adaptive.scenario import Scenario, flapping, pulse
 from bench.adaptive.world import World
 
 
-def runs(scenario: Scenario, seeds: range) -> list[Figures]:
-    return [figures(scenario, World(Stream(scenario, seed), Fleet()).run()) for seed in seeds]
+def runs(scenario: Scenario, seeds: range, *, nodes: int | None = None) -> list[Figures]:
+    return [figures(scenario, World(Stream(scenario, seed), Fleet(nodes=nodes)).run()) for seed in seeds]
 
 
 def test_a_dependency_that_is_slower_and_no_less_able_is_hardly_throttled() -> None:
@@ -51,3 +51,17 @@ def test_reports_that_stop_in_an_overload_leave_no_queue_that_goes_on() -> None:
         end_s=45,
     )
     assert min(one.goodput for one in runs(silence, range(8))) > 0.84 * 200
+
+
+def test_a_node_alone_serves_a_backend_that_flaps_as_several_do() -> None:
+    # Knowing all that was held, it let in less than they did, and gave a backend that was well its rate back in 4 s.
+    flaps = Scenario(
+        name="flaps",
+        family="flapping",
+        capacity=flapping(0.3, every_s=2, onset_s=15, end_s=35),
+        duration_s=36,
+        onset_s=15,
+        end_s=35,
+    )
+    alone, several = (fmean(one.goodput for one in runs(flaps, range(6), nodes=nodes)) for nodes in (1, 8))
+    assert alone > 0.97 * several

@@ -394,7 +394,7 @@ class Guard:
             late_s = (now_ns - self._in_time_ns) / NS
             run = self._good_run
             rate = tight_rate(flow, target_s=target_s, late_s=late_s, good_run=run, is_jammed=self._is_jammed)
-            self._windows = tight_windows(flow, target_s=target_s, good_run=run)
+            self._windows = tight_windows(flow, target_s=target_s, good_run=run, share=self.share)
         self._unseen = flow.held - self.out
         self._ration.set_rate(rate * self.share, now_ns, flow.memory_s * self.share)
         self.open_below = -inf
