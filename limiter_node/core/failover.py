@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from limiter_node.core.links import PARKED_SHARE, Forward
-from limiter_node.core.model import NotOwner, Op, Unreachable
+from limiter_node.core.links import PARKED_SHARE, UNREACHABLE, Forward
+from limiter_node.core.model import NotOwner, Op
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 HELPERS_MAX = 2
 """Nodes asked in an owner's place: the replica, or else one that may reach either."""
-
-UNREACHABLE = Unreachable()
 
 FOR_ONE = (Op.LEND, Op.RECALL, Op.RETURN)
 """What means nothing to anybody but whom it is asked of."""

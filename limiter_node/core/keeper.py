@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limiter_node.core import deeds
 from limiter_node.core.commitments import Commitments
 from limiter_node.core.custody import Custody
+from limiter_node.core.deeds import Deeds
 from limiter_node.core.fence import ALWAYS_NS, Fence
 from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState, one_way
 from limiter_node.core.model import (
@@ -30,10 +30,7 @@ from limiter_node.core.model import (
     Pull,
     Pulled,
     Request,
-    Settled,
-    Verdict,
 )
-from limiter_node.core.promises import GIVES_BACK
 from limiter_node.core.pulls import Pulls
 from limiter_node.core.replication import Replication
 from limiter_node.core.ring import Ring
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
     from limiter_node.core.links import Link
     from limiter_node.core.model import Reply
     from limiter_node.core.outlet import Bucket
-
-LEASES = (Op.LEND, Op.RETURN)
 
 
 class Keeper:
@@ -79,6 +74,7 @@ class Keeper:
         self._replication_ns = replication_ns
         self._set_ring = set_ring
         self._next_id = 0
+        self._deeds = Deeds(self, node_id, engine, links, peer_timeout_ns=peer_timeout_ns)
         self._pulls = Pulls(engine)
         self._homeless: list[Forward] = []  # parked checks that are to be decided elsewhere now
         self._lapsed_ns: int | None = 0  # since when this node has no right to decide; None while it has
@@ -154,10 +150,10 @@ class Keeper:
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         if not has_waited and (due_ns := self.commitments.due_ns(check, now_ns)):
             return self.commitments.park(one_way(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
-        outcome = self._do(check, now_ns)
+        outcome = self._deeds.do(check, now_ns)
         if not has_waited and (due_ns := self.commitments.due_ns(check, now_ns, outcome)):
             return self.commitments.park(one_way(check, expires_ns, for_peer=for_peer), due_ns, now_ns)
-        return self._when_copied(check, outcome, now_ns) if self._needs_copy(check, outcome) else outcome
+        return self._deeds.when_copied(check, outcome, now_ns)
 
     def can_stand_in(self, owner: str, now_ns: int) -> bool:
         """Whether this node, the replica, may decide in the place of an owner.
@@ -167,10 +163,7 @@ class Keeper:
         return self.fence.is_gone(owner, now_ns) and len(self.custody.untold) < 2
 
     def act(self, forward: Forward, now_ns: int) -> Outcome | None:
-        """Decide as the replica of an owner that is gone, or (None) once this node has the copy.
-
-        With `durability: sync` the verdict has gone without a copy, and says so.
-        """
+        """Decide as the replica of an owner that is gone, or (None) once this node has the copy."""
         check = forward.check
         bucket = check.rule, check.key
         if not self.custody.is_sure(bucket, as_replica=True):
@@ -179,43 +172,7 @@ class Keeper:
             self._wait(forward, bucket)
             return None
         self.acted += 1
-        outcome = self._do(check, now_ns)
-        self.replication.put(self.ring, bucket, now_ns)
-        if isinstance(outcome, Settled):
-            self._engine.settlements.publish(check.key)
-        return self.replication.without_copy(check, outcome) if self._needs_copy(check, outcome) else outcome
-
-    def _do(self, check: Check, now_ns: int) -> Outcome:
-        if check.op in LEASES:
-            is_owner = self.ring.owner(check.key) == self._node_id
-            return self.commitments.do(check, self.fence.right_until_ns if is_owner else 0, now_ns)
-        outcome = deeds.do(self._engine, self._node_id, check, now_ns)
-        if check.op in GIVES_BACK:
-            # Whoever else has the bucket must forget what it knows: of two copies the one that has spent more counts.
-            self.replication.put(self.ring, (check.rule, check.key), now_ns, forgets=True)
-        return outcome
-
-    def _needs_copy(self, check: Check, outcome: Outcome) -> bool:
-        """Whether the replica is to have an outcome before it is told: all that an atomic batch goes by is so."""
-        if isinstance(outcome, Verdict):
-            spends = outcome.allowed and check.cost
-            return bool(spends and (check.op is Op.RESERVE or check.rule in self._engine.sync_rules))
-        return isinstance(outcome, Settled) and self._engine.settlements.is_draft(check.key)
-
-    def _when_copied(self, check: Check, outcome: Outcome, now_ns: int) -> Outcome | Forward:
-        """Keep an outcome back until the replica has it, or see `Replication.without_copy`."""
-        replica = self.ring.replica(check.key)
-        if isinstance(outcome, Settled) and (replica is None or self.fence.is_gone(replica, now_ns)):
-            self._engine.settlements.publish(check.key)
-            return outcome
-        if replica is None:
-            return outcome
-        link = self._links.get(replica)
-        if link is None or not link.is_usable(now_ns):
-            return self.replication.without_copy(check, outcome)
-        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE))
-        self.replication.hold(replica, (check.rule, check.key), forward, outcome, now_ns)
-        return forward
+        return self._deeds.do_as_replica(check, now_ns)
 
     def _wait(self, forward: Forward, bucket: Bucket) -> Forward:
         for name in self.custody.park(bucket, forward):

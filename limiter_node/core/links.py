@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
-from limiter_node.core.model import CHECKS_PER_FRAME_MAX, Ask, Check, Outcome
+from limiter_node.core.model import CHECKS_PER_FRAME_MAX, Ask, Check, Outcome, Unreachable
 
 if TYPE_CHECKING:
     from limiter_node.core.model import Member, Request, Result
@@ -26,6 +26,8 @@ WAYS_MAX = 3
 """Peer timeouts after which a check is decided alone, whatever could still be tried."""
 
 NEVER_NS = -(2**63)
+
+UNREACHABLE = Unreachable()
 
 
 class LinkState(Enum):

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from limiter_node.core.links import UNREACHABLE
 from limiter_node.core.model import (
     FORGOTTEN_SPENT,
     VALUES_PER_FRAME,
     Copies,
     Copy,
     Settled,
-    Unreachable,
     Verdict,
 )
 from limiter_node.core.outlet import Barrier, Outlet
@@ -47,8 +47,6 @@ SURVEY_PER_TICK_LEAVING = 2_000
 
 BULK_MAX = 1_000
 """A survey waits while more than this is to be handed over to some peer."""
-
-UNREACHABLE = Unreachable()
 
 
 class Replication:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import PARKED_SHARE, Forward, LateResults, one_way
-from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Unreachable, Verdict
+from limiter_node.core.links import PARKED_SHARE, UNREACHABLE, Forward, LateResults, one_way
+from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PARKED_MAX = 1_000
 """Frames from nodes with a newer ring that may wait for ours to catch up."""
-
-UNREACHABLE = Unreachable()
 
 
 class Ways(Protocol):

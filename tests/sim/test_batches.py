@@ -51,12 +51,12 @@ class CarelessRouter(Router):
     """Answers a reservation before its replica has a copy."""
 
     def set_ring(self, ring: Ring, now_ns: int) -> None:
-        needs_copy = self.keeper._needs_copy
+        needs_copy = self.keeper._deeds._needs_copy
 
         def needs_none(check: Check, outcome: Outcome) -> bool:
             return check.op is not Op.RESERVE and needs_copy(check, outcome)
 
-        self.keeper._needs_copy = needs_none  # type: ignore[method-assign]
+        self.keeper._deeds._needs_copy = needs_none  # type: ignore[method-assign]
         super().set_ring(ring, now_ns)
 
 
