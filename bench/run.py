@@ -36,7 +36,7 @@ PARTS = {
     "forwarded": Part(speed.compare_forwarded, lambda plan: 10 + plan.closed_loop_s(6)),
     "denied": Part(hot.compare_denied, lambda plan: 10 + plan.closed_loop_s(3)),
     "leases": Part(hot.compare_leases, lambda plan: 25 + plan.closed_loop_s(6)),
-    "workers": Part(workers.compare, lambda plan: 15 + plan.closed_loop_s(8)),
+    "workers": Part(workers.compare, lambda plan: 16 + plan.closed_loop_s(10)),
     "latency": Part(
         latency.measure,
         lambda plan: 40 + latency.RUNS_ABOUT * (plan.seconds + 0.6) * min(plan.rounds, latency.ROUNDS_MAX),

@@ -9,12 +9,13 @@ from bench.hot import SPENT
 from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
 from bench.servers import COPIED, RULE, Stage, read_json
 from bench.speed import KEYS, write_keys
-from bench.systems import limiter
+from bench.systems import limiter, nginx
 
 if TYPE_CHECKING:
     from bench.servers import System
 
 ONE, TWO, FOUR = "1 worker on 1 core", "2 workers on 2 cores", "4 workers on 2 cores"
+NGINX_ONE, NGINX_FOUR = f"nginx return 200, {ONE}", f"nginx return 200, {FOUR}"
 BATCH, DENIED = f", batch of {CHECKS_PER_BATCH}", ", one denied key"
 
 
@@ -31,8 +32,10 @@ def compare(plan: Plan) -> dict[str, Any]:
         for node in (spent_one, spent_four):
             assert read_json(f"http://{node.http}/v1/check?rule={RULE}&key=hot")["allowed"]
 
+        bare_one, bare_four = nginx.with_workers(stage, server, 1), nginx.with_workers(stage, both, 4)
+
         def asked(name: str, node: System, **how: Any) -> Subject:
-            return Subject(name, node, load_cpus=str(server) if name.startswith(ONE) else both, **how)
+            return Subject(name, node, load_cpus=str(server) if ONE in name else both, **how)
 
         nodes = {ONE: one, TWO: two, FOUR: four}
         comparison = Comparison(
@@ -45,12 +48,17 @@ def compare(plan: Plan) -> dict[str, Any]:
                     asked(name + DENIED, node, connections=CONNECTIONS_MANY, keyfile=denied, expected="denied")
                     for name, node in ((ONE, spent_one), (FOUR, spent_four))
                 ),
+                *(
+                    asked(name, system, connections=CONNECTIONS_MANY)
+                    for name, system in ((NGINX_ONE, bare_one), (NGINX_FOUR, bare_four))
+                ),
             ],
             [
                 Figure(FOUR, ONE, 1.5),
                 Figure(TWO, ONE),
                 *(Figure(name + BATCH, ONE + BATCH) for name in (FOUR, TWO)),
                 Figure(FOUR + DENIED, ONE + DENIED),
+                Figure(NGINX_FOUR, NGINX_ONE),  # whose workers have nothing to tell each other
             ],
             does_not_show=(
                 "cores without their load on them; each of n workers owns one key in n, so all but\n"

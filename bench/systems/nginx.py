@@ -1,4 +1,4 @@
-"""nginx, one process: an answer without any work behind it, and its own rate limiting by `limit_req`.
+"""nginx, one process if not told otherwise: an answer without work behind it, and its own rate limiting by `limit_req`.
 
 `limit_req` counts in a shared memory zone by the key of the query; it knows one machine and no live rules. It works
 in a phase that `return` would cut short, so the answer is nginx' own empty picture, from memory too.
@@ -6,6 +6,8 @@ in a phase that `return` would cut short, so the answer is nginx' own empty pict
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.servers import System, answers, free_port
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 CONF = """\
 daemon off;
-master_process off;
+{processes}
 pid {folder}/{name}.pid;
 error_log stderr error;
 events {{ worker_connections 1024; }}
@@ -26,7 +28,7 @@ http {{
     uwsgi_temp_path {folder}; scgi_temp_path {folder};
     {zone}
     server {{
-        listen {address};
+        listen {address}{shared};
         location / {{ {answer} }}
     }}
 }}
@@ -41,6 +43,14 @@ def returning(stage: Stage, cores: Cores, numbers: Numbers) -> System:
     return _start(stage, "nginx", zone="", answer="return 200;", cpu=cores.server)
 
 
+def with_workers(stage: Stage, cores: int | str, count: int) -> System:
+    """Start one that only says 200 and has so many workers, which know nothing of each other, on these cores."""
+    name = f"nginx-{count}"
+    system = _start(stage, name, zone="", answer="return 200;", cpu=cores, workers=count)
+    children = Path(f"/proc/{system.server.pid}/task/{system.server.pid}/children").read_text()
+    return replace(system, workers=tuple(map(int, children.split())))
+
+
 def limiting(stage: Stage, cores: Cores, numbers: Numbers) -> System:
     """Start an nginx that limits each key; its rates are whole numbers a second or a minute, 1/m at least."""
     rate = f"{numbers.count // numbers.period_s}r/s" if numbers.count >= numbers.period_s else "1r/m"
@@ -48,10 +58,21 @@ def limiting(stage: Stage, cores: Cores, numbers: Numbers) -> System:
     return _start(stage, "nginx-limit-req", zone=ZONE.format(rate=rate), answer=answer, cpu=cores.server)
 
 
-def _start(stage: Stage, name: str, *, zone: str, answer: str, cpu: int) -> System:
+def _start(stage: Stage, name: str, *, zone: str, answer: str, cpu: int | str, workers: int = 0) -> System:
     address = f"127.0.0.1:{free_port()}"
     conf = stage.folder / f"{name}.conf"
-    conf.write_text(CONF.format(folder=stage.folder, name=name, address=address, zone=zone, answer=answer))
+    processes, shared = (f"worker_processes {workers};", " reuseport") if workers else ("master_process off;", "")
+    conf.write_text(
+        CONF.format(
+            folder=stage.folder,
+            name=name,
+            address=address,
+            zone=zone,
+            answer=answer,
+            processes=processes,
+            shared=shared,
+        )
+    )
     server = stage.start(name, ["nginx", "-e", "stderr", "-c", str(conf)], cpu=cpu)
     server.wait_until("listening", lambda: answers(f"http://{address}/?key=ready"))
     return System(address, (server,))
