@@ -47,8 +47,9 @@ def with_workers(stage: Stage, cores: int | str, count: int) -> System:
     """Start one that only says 200 and has so many workers, which know nothing of each other, on these cores."""
     name = f"nginx-{count}"
     system = _start(stage, name, zone="", answer="return 200;", cpu=cores, workers=count)
-    children = Path(f"/proc/{system.server.pid}/task/{system.server.pid}/children").read_text()
-    return replace(system, workers=tuple(map(int, children.split())))
+    children = Path(f"/proc/{system.server.pid}/task/{system.server.pid}/children")
+    system.server.wait_until("complete", lambda: len(children.read_text().split()) == count)
+    return replace(system, workers=tuple(map(int, children.read_text().split())))
 
 
 def limiting(stage: Stage, cores: Cores, numbers: Numbers) -> System:
