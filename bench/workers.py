@@ -8,14 +8,14 @@ from bench.comparison import Comparison, Figure, Plan, Subject
 from bench.hot import SPENT
 from bench.load import CHECKS_PER_BATCH, CONNECTIONS, CONNECTIONS_MANY, keys_of_13_bytes
 from bench.servers import COPIED, RULE, Stage, read_json
-from bench.speed import KEYS, write_keys
+from bench.speed import KEYS, NGINX, write_keys
 from bench.systems import limiter, nginx
 
 if TYPE_CHECKING:
     from bench.servers import System
 
 ONE, TWO, FOUR = "1 worker on 1 core", "2 workers on 2 cores", "4 workers on 2 cores"
-NGINX_ONE, NGINX_FOUR = f"nginx return 200, {ONE}", f"nginx return 200, {FOUR}"
+NGINX_ONE, NGINX_FOUR = f"{NGINX}, {ONE}", f"{NGINX}, {FOUR}"
 BATCH, DENIED = f", batch of {CHECKS_PER_BATCH}", ", one denied key"
 
 

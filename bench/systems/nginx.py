@@ -45,8 +45,7 @@ def returning(stage: Stage, cores: Cores, numbers: Numbers) -> System:
 
 def with_workers(stage: Stage, cores: int | str, count: int) -> System:
     """Start one that only says 200 and has so many workers, which know nothing of each other, on these cores."""
-    name = f"nginx-{count}"
-    system = _start(stage, name, zone="", answer="return 200;", cpu=cores, workers=count)
+    system = _start(stage, f"nginx-{count}", zone="", answer="return 200;", cpu=cores, workers=count)
     children = Path(f"/proc/{system.server.pid}/task/{system.server.pid}/children")
     system.server.wait_until("complete", lambda: len(children.read_text().split()) == count)
     return replace(system, workers=tuple(map(int, children.read_text().split())))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limiter_node.core.lendings import Lendings
-from limiter_node.core.links import PARKED_SHARE
+from limiter_node.core.links import parked_ns
 from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, UnknownRule, Verdict
 from limiter_node.core.promises import Promises, longest_ns
 
@@ -33,7 +33,7 @@ class Commitments:
     def __init__(self, engine: Engine, peer_timeout_ns: int, boot: int) -> None:
         self.promises = Promises(engine, longest_ns(peer_timeout_ns))
         self.lendings = Lendings(engine, peer_timeout_ns, boot)
-        self._parked_ns = round(peer_timeout_ns * PARKED_SHARE)
+        self._parked_ns = parked_ns(peer_timeout_ns)
         self._movable = self.promises.movable
         self._lent = engine.holds.lent
         self._waiting: dict[Bucket, list[tuple[int, Forward]]] = {}

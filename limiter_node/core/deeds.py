@@ -1,5 +1,4 @@
-"""Deeds: what the owner of a key, or who stands in for it, does when it is asked, and who has to know of it before it
-is told.
+"""Deeds: what the owner of a key, or its stand-in, does when it is asked, and who must know of it before it is told.
 
 Whether this node may is the keeper's business, and how a copy gets to another node `replication`'s.
 """
@@ -9,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.core.explain import explain
-from limiter_node.core.links import PARKED_SHARE, one_way
+from limiter_node.core.links import one_way, parked_ns
 from limiter_node.core.model import Check, Forgotten, Op, Outcome, Refunded, Settled, UnknownRule, Verdict
 from limiter_node.core.promises import GIVES_BACK
 from limiter_node.core.reservations import UNKNOWN_RULE
@@ -45,7 +44,7 @@ class Deeds:
         self._node_id = node_id
         self._engine = engine
         self._links = links
-        self._copied_within_ns = round(peer_timeout_ns * PARKED_SHARE)
+        self._copied_within_ns = parked_ns(peer_timeout_ns)
 
     def do(self, check: Check, now_ns: int) -> Outcome:
         """Do what a check asks."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from limiter_node.core.links import PARKED_SHARE, UNREACHABLE, Forward
+from limiter_node.core.links import UNREACHABLE, parked_ns
 from limiter_node.core.model import NotOwner, Op
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from limiter_node.core.engine import Engine
     from limiter_node.core.keeper import Keeper
-    from limiter_node.core.links import Link
+    from limiter_node.core.links import Forward, Link
     from limiter_node.core.model import Check, Outcome
     from limiter_node.core.ring import Ring
 
@@ -81,7 +81,7 @@ class Failover:
             return self._give_up(forward, now_ns)
         forward.helpers += 1
         forward.asks_help = True
-        self._extend(forward, now_ns)
+        forward.wait(self._peer_timeout_ns, now_ns)
         self.helped += 1
         router.put(link, forward)
         return None
@@ -93,7 +93,7 @@ class Failover:
         elif self._router.ring.owner(forward.check.key) == self._router.node_id:
             self._resume(forward, now_ns)
         else:
-            _tell(forward, self.seek(forward, now_ns))
+            forward.settle(self.seek(forward, now_ns))
 
     def reroute(self, forward: Forward, owner: str | None, revision: int, now_ns: int) -> None:
         """Ask another node, once: the owner in a ring of that revision, as whoever refused the check says.
@@ -106,14 +106,14 @@ class Failover:
             return
         forward.rerouted = True
         forward.asks_help = False
-        self._extend(forward, now_ns)
+        forward.wait(self._peer_timeout_ns, now_ns)
         self.rerouted += 1
         router = self._router
         ring = router.ring
         link = None if owner is None else router.links.get(owner)
         if link is not None and revision >= ring.revision:
             link.revision = max(link.revision, revision)
-            _tell(forward, router.forward(owner, forward, now_ns))
+            forward.settle(router.forward(owner, forward, now_ns))
         elif revision > ring.revision:
             self._waiting.append((revision, forward))
         elif revision < ring.revision or owner == ring.owner(forward.check.key):
@@ -135,7 +135,7 @@ class Failover:
             elif forward.for_peer and owner != self._router.node_id:
                 forward.reply(NotOwner(owner or self._router.node_id))  # type: ignore[arg-type]
             else:
-                self._extend(forward, now_ns)
+                forward.wait(self._peer_timeout_ns, now_ns)
                 self._resume(forward, now_ns)
         for forward in late:
             forward.reply(self._give_up(forward, now_ns))
@@ -172,10 +172,6 @@ class Failover:
     def _give_up(self, forward: Forward, now_ns: int) -> Outcome:
         return UNREACHABLE if forward.for_peer else self.answer_alone(forward.check, now_ns)
 
-    def _extend(self, forward: Forward, now_ns: int) -> None:
-        """Give a check the time of one more hop, unless it has had them all."""
-        forward.deadline_ns = min(now_ns + self._peer_timeout_ns, forward.expires_ns)
-
     def _any_link(self, others_than: tuple[str | None, ...], now_ns: int) -> Link | None:
         router = self._router
         for link in router.links.values():
@@ -190,7 +186,7 @@ class Failover:
         heard_ns = links[owner].heard_ns if owner in links else 0
         if now_ns - heard_ns > 3 * self._peer_timeout_ns:
             return self._give_up(forward, now_ns)
-        forward.deadline_ns = min(now_ns + round(self._peer_timeout_ns * PARKED_SHARE), forward.expires_ns)
+        forward.wait(parked_ns(self._peer_timeout_ns), now_ns)
         self._hoping.append(forward)
         return None
 
@@ -200,10 +196,10 @@ class Failover:
         link = None if owner is None else router.links.get(owner)
         if owner == router.node_id or (link is not None and now_ns < link.usable_until_ns):
             forward.asks_help = False
-            self._extend(forward, now_ns)
+            forward.wait(self._peer_timeout_ns, now_ns)
             self._resume(forward, now_ns)
         elif owner is not None and replica == router.node_id and router.keeper.can_stand_in(owner, now_ns):
-            _tell(forward, router.keeper.act(forward, now_ns))
+            forward.settle(router.keeper.act(forward, now_ns))
         elif forward.deadline_ns <= now_ns:
             forward.reply(self._give_up(forward, now_ns))
         else:
@@ -214,22 +210,13 @@ class Failover:
         router = self._router
         owner = router.ring.owner(forward.check.key)
         if owner != router.node_id:
-            _tell(forward, router.forward(owner, forward, now_ns))
+            forward.settle(router.forward(owner, forward, now_ns))
             return
         check, expires_ns = forward.check, forward.expires_ns
         outcome = router.keeper.decide(check, now_ns, for_peer=forward.for_peer, expires_ns=expires_ns)
-        if isinstance(outcome, Forward):
-            outcome.reply = forward.reply
-        else:
-            forward.reply(self._give_up(forward, now_ns) if outcome is None else outcome)
+        forward.settle(self._give_up(forward, now_ns) if outcome is None else outcome)
 
 
 def _must_not_repeat(forward: Forward) -> bool:
     """Whether somebody may have done already what done twice would give too much, or it is for one peer alone."""
     return forward.check.op in FOR_ONE or (forward.is_sent and forward.check.op is Op.REFUND)
-
-
-def _tell(forward: Forward, outcome: Outcome | None) -> None:
-    """Give an outcome to whoever waits for it, if it is there already."""
-    if outcome is not None:
-        forward.reply(outcome)

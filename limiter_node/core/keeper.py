@@ -16,7 +16,7 @@ from limiter_node.core.commitments import Commitments
 from limiter_node.core.custody import Custody
 from limiter_node.core.deeds import Deeds
 from limiter_node.core.fence import ALWAYS_NS, Fence
-from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, LinkState, one_way
+from limiter_node.core.links import NEVER_NS, WAYS_MAX, Forward, LinkState, one_way, parked_ns
 from limiter_node.core.model import (
     Ack,
     Check,
@@ -145,7 +145,8 @@ class Keeper:
             bucket = check.rule, check.key
             if self._lapsed_ns is not None or not self.custody.is_sure(bucket):
                 # A peer asks elsewhere in time; this node's own callers wait as long as the right may take to return.
-                wait_ns = round(self._peer_timeout_ns * (PARKED_SHARE if for_peer else WAYS_MAX / 2))
+                timeout_ns = self._peer_timeout_ns
+                wait_ns = parked_ns(timeout_ns) if for_peer else round(timeout_ns * WAYS_MAX / 2)
                 forward = one_way(check, min(now_ns + wait_ns, expires_ns), for_peer=for_peer)
                 return None if self.is_isolated(now_ns) else self._wait(forward, bucket)
         if not has_waited and (due_ns := self.commitments.due_ns(check, now_ns)):
@@ -167,7 +168,7 @@ class Keeper:
         check = forward.check
         bucket = check.rule, check.key
         if not self.custody.is_sure(bucket, as_replica=True):
-            forward.deadline_ns = min(now_ns + round(self._peer_timeout_ns * PARKED_SHARE), forward.expires_ns)
+            forward.wait(parked_ns(self._peer_timeout_ns), now_ns)
             forward.asks_help = True
             self._wait(forward, bucket)
             return None
@@ -204,10 +205,8 @@ class Keeper:
             )
         if outcome is None:
             self._homeless.append(forward)
-        elif isinstance(outcome, Forward):
-            outcome.reply = forward.reply
         else:
-            forward.reply(outcome)
+            forward.settle(outcome)
 
     # The right to decide.
 

@@ -71,6 +71,22 @@ class Forward(msgspec.Struct, eq=False):
     trace: str | None = None  # a request id, if the check is to be told in the log
     reply: Callable[[Outcome], None] = cast("Callable[[Outcome], None]", None)
 
+    def wait(self, span_ns: int, now_ns: int) -> None:
+        """Give it so much time from now on, unless it has had all that it may have."""
+        self.deadline_ns = min(now_ns + span_ns, self.expires_ns)
+
+    def settle(self, outcome: Outcome | Forward | None) -> None:
+        """Give an outcome to whoever waits, now or once it is there; None: somebody else will bring it."""
+        if isinstance(outcome, Forward):
+            outcome.reply = self.reply
+        elif outcome is not None:
+            self.reply(outcome)
+
+
+def parked_ns(peer_timeout_ns: int) -> int:
+    """For how long a check waits here for a peer, see `PARKED_SHARE`."""
+    return round(peer_timeout_ns * PARKED_SHARE)
+
 
 def one_way(check: Check, deadline_ns: int, *, for_peer: bool = False) -> Forward:
     """A check that is given up at its deadline."""

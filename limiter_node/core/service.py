@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import PARKED_SHARE, UNREACHABLE, Forward, LateResults, one_way
+from limiter_node.core.links import UNREACHABLE, Forward, LateResults, one_way, parked_ns
 from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Verdict
 
 if TYPE_CHECKING:
@@ -152,5 +152,5 @@ class Service:
             return router.leases.recall(check, now_ns)
         if not helps or owner is None:
             return NotOwner(owner or router.node_id)
-        forward = one_way(check, now_ns + round(self._peer_timeout_ns * PARKED_SHARE), for_peer=True)
+        forward = one_way(check, now_ns + parked_ns(self._peer_timeout_ns), for_peer=True)
         return router.forward(owner, forward, now_ns) or forward
