@@ -41,6 +41,7 @@ class RuleInForce:
     `places` is where it may be. From numbers of its own it moves at once, so that `own` holds no other keys.
     """
 
+    __deletable__ = ("default", "only")  # see `release`; mypyc wants to be told
     __slots__ = (
         "_census",
         "_entries",

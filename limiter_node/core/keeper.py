@@ -80,7 +80,7 @@ class Keeper:
         self._lapsed_ns: int | None = 0  # since when this node has no right to decide; None while it has
         self._ticked_ns: int | None = None
         self._replicated_ns = 0
-        self._ping_every_ns: float = self.fence.ping_every_ns
+        self._ping_every_ns = float(self.fence.ping_every_ns)
 
     @property
     def is_whole(self) -> bool:

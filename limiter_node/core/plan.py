@@ -40,7 +40,8 @@ class Kin(Protocol):
 class NoKin:
     """Of a plan whose keys come from nowhere else."""
 
-    only: Plan | None = None
+    def __init__(self) -> None:
+        self.only: Plan | None = None
 
     def places(self, key: str) -> Iterable[Plan]:
         """Nowhere else."""

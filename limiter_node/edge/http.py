@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the check path needs it: an `asyncio.Protocol` over httptools, no task and no request object.
+"""HTTP/1.1 as the check path needs it: callbacks of asyncio and httptools, no task and no request object.
 
 It decides framing, sizes, the order of pipelined answers, and when a client is too slow; what a request means is the
 `Application`'s. An answer is complete bytes, given at once or later through a `Slot`.
@@ -35,6 +35,8 @@ _WHOLE_GET = re.compile(rb"GET \S+( HTTP/1\.1\r\n.+)", re.DOTALL)
 
 class HttpConnection(Intake):
     """One client connection. The attributes without underscore are the request being handled."""
+
+    __deletable__ = ("_parser", "_spare")  # see `connection_lost`; mypyc wants to be told
 
     def __init__(self, server: Server) -> None:
         self.now_ns = 0  # when the bytes being parsed were read

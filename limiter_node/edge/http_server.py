@@ -18,7 +18,7 @@ import asyncio
 import os
 import socket
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
@@ -83,7 +83,10 @@ class HttpServer:
     async def start(self, host: str, port: int, *, is_shared: bool = False) -> tuple[str, int]:
         """Listen, where `is_shared` beside other processes of this user; returns the address in use."""
         self._loop = asyncio.get_running_loop()
-        first = await self._loop.create_server(self._connect, host, port, backlog=1024, reuse_port=is_shared or None)
+        # Any: its sockets are a list in uvloop, a tuple in the types, and a compiled node insists on those.
+        first: Any = await self._loop.create_server(
+            self._connect, host, port, backlog=1024, reuse_port=is_shared or None
+        )
         self._listeners.append(first)
         for _ in range(ACCEPTS_PER_PASS - 1):
             again = socket.socket(fileno=os.dup(first.sockets[0].fileno()))
@@ -92,8 +95,8 @@ class HttpServer:
         address: tuple[str, int] = first.sockets[0].getsockname()[:2]
         return address
 
-    def _connect(self) -> HttpConnection:
-        return HttpConnection(self)
+    def _connect(self) -> asyncio.Protocol:
+        return cast("asyncio.Protocol", HttpConnection(self))
 
     async def stop(self, grace_s: float) -> None:
         """Take no new connections, give answers under way `grace_s` to leave, then close."""

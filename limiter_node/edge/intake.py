@@ -6,21 +6,21 @@ more is at hand than the node gets to: so no client makes this side hold more th
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, cast
 
 from limiter_node import clock
 from limiter_node.edge import limits
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from limiter_node.edge.exchange import Server
     from limiter_node.edge.http import HttpConnection
 
 
-class Intake(asyncio.Protocol):
-    """The part of an `HttpConnection` that reads."""
+class Intake:
+    """The part of an `HttpConnection` that reads: of an `asyncio.Protocol`, in all but name, see setup.py."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

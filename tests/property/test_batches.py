@@ -4,7 +4,6 @@ Whatever the batches, the answers are the same to the byte, and so are buckets, 
 """
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given, settings
@@ -17,6 +16,9 @@ from limiter_node.core.router import Router
 from limiter_node.core.rules import parse_key_entry, parse_rule
 from limiter_node.edge.check_api import CheckApi
 from limiter_node.edge.check_log import LoggedCheckApi
+from limiter_node.edge.exchange import Slot
+from limiter_node.edge.http import HttpConnection
+from limiter_node.edge.http_server import HttpServer
 from limiter_node.edge.tally import Tally
 
 S = 1_000_000_000
@@ -76,6 +78,8 @@ class Node:
             else CheckApi(router, self.tally, on_unknown_rule=on_unknown_rule)
         )
         self.api.is_answering = True
+        self.server = HttpServer(self.api)
+        self.server.date = "Date: today\r\n"
 
     def play(self, event: tuple[str, Any, Any], now_ns: int) -> bytes | None:
         """Do what the event says; returns the answer to a batch."""
@@ -90,18 +94,11 @@ class Node:
 
     def post(self, body: bytes, now_ns: int) -> bytes | None:
         """Ask for a batch."""
-        request: Any = SimpleNamespace(
-            method=b"POST",
-            target=b"/v1/check/batch",
-            body=body,
-            content_type=b"application/json",
-            request_id=None,
-            now_ns=now_ns,
-            date="Date: today\r\n",
-            connection_header="",
-        )
-        late: Any = None
-        answer = self.api.handle(request, late)
+        request = HttpConnection(self.server)
+        request.method, request.target, request.body = b"POST", b"/v1/check/batch", body
+        request.content_type = b"application/json"
+        request.now_ns = now_ns
+        answer = self.api.handle(request, Slot(request))
         assert answer is not None
         return answer
 

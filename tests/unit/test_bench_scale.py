@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.scale import projection, report, rings, traffic
+from bench.scale import projection, report, rings
 
 # A node costs 10 ms a second and 4 ms for each peer; a check 12 us, and 60 more if it is forwarded.
 COSTS = projection.Costs(10_000, 4_000, 12, 60)
@@ -117,15 +117,6 @@ def test_a_page_of_some_parts_projects_nothing() -> None:
     page = report.page({"facts": {}, "parts": {"rings": parts()["rings"]}})
     assert "## Rings" in page
     assert "gives out" not in page
-
-
-def test_the_simulation_counts_frames_of_checks_copies_and_pings() -> None:
-    found = traffic.simulate(3)
-    # Two of three checks are asked of a node that does not own the key: a question and an answer each.
-    assert found["frames_per_check"]["checks"] == pytest.approx(4 / 3, rel=0.2)
-    assert found["bytes_per_check"]["copies"] > 10
-    # Five pings in a timeout of 100 ms to each of two peers, and as many answers to theirs.
-    assert found["pings_per_node_s"] == pytest.approx(200, rel=0.1)
 
 
 def test_a_ring_that_grows_moves_a_fair_share() -> None:

@@ -55,13 +55,13 @@ async def test_a_connection_that_is_gone_leaves_nothing_for_the_collector() -> N
     await server.start("127.0.0.1", 0)
     gc.disable()
     try:
-        connection = HttpConnection(server)
-        connection.connection_made(Client())
+        connection, client = HttpConnection(server), Client()
+        connection.connection_made(client)
         connection.data_received(b"GET /v1/check?rule=r&key=k HTTP/1.1\r\nHost: n\r\n\r\n")
         await asyncio.sleep(0)  # a pass, in which it is answered
         connection.connection_lost(None)
-        trace = weakref.ref(connection)
-        del connection
+        trace = weakref.ref(client)  # the connection refers to it, and can't be referred to so when it is compiled
+        del connection, client
         await asyncio.sleep(0)
         assert trace() is None
     finally:
