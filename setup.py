@@ -37,6 +37,7 @@ COMPILED = [
         "core/keeper",
         "core/leases",
         "core/lendings",
+        "core/links",
         "core/outlet",
         "core/plan",
         "core/promises",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limiter_node.core.engine import Engine
-from limiter_node.core.links import Forward, Link, LinkState
+from limiter_node.core.forward import Forward
+from limiter_node.core.links import Link, LinkState
 from limiter_node.core.model import Ask, Check, Member, Op, Outcome
 from limiter_node.core.ring import Ring
 from limiter_node.core.router import Router

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import BATCHES, COST_MAX, Check, Op, Outcome, Settled, Unreachable, Verdict
 from limiter_node.core.ring import position
 

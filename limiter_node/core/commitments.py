@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limiter_node.core.forward import parked_ns
 from limiter_node.core.lendings import Lendings
-from limiter_node.core.links import parked_ns
 from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, UnknownRule, Verdict
 from limiter_node.core.promises import Promises, longest_ns
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limiter_node.core.engine import Engine
-    from limiter_node.core.links import Forward
+    from limiter_node.core.forward import Forward
     from limiter_node.core.outlet import Bucket
     from limiter_node.core.ring import Ring
 

@@ -24,7 +24,7 @@ from limiter_node.core.ring import Ring
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from limiter_node.core.links import Forward
+    from limiter_node.core.forward import Forward
     from limiter_node.core.outlet import Bucket
 
 NO_RING = Ring(0, {})

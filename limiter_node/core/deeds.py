@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.core.explain import explain
-from limiter_node.core.links import one_way, parked_ns
+from limiter_node.core.forward import one_way, parked_ns
 from limiter_node.core.model import Check, Forgotten, Op, Outcome, Refunded, Settled, UnknownRule, Verdict
 from limiter_node.core.promises import GIVES_BACK
 from limiter_node.core.reservations import UNKNOWN_RULE
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from limiter_node.core.commitments import Commitments
     from limiter_node.core.engine import Engine
     from limiter_node.core.fence import Fence
-    from limiter_node.core.links import Forward, Link
+    from limiter_node.core.forward import Forward
+    from limiter_node.core.links import Link
     from limiter_node.core.replication import Replication
     from limiter_node.core.ring import Ring
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limiter_node.core.adaptive.gate import Gate
+    from limiter_node.core.forward import Forward
     from limiter_node.core.in_force import RuleInForce
-    from limiter_node.core.links import Forward
     from limiter_node.core.model import Answer, Check, LimitVerdict
     from limiter_node.core.plan import Plan
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from limiter_node.core.links import UNREACHABLE, parked_ns
+from limiter_node.core.forward import UNREACHABLE, parked_ns
 from limiter_node.core.model import NotOwner, Op
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limiter_node.core.engine import Engine
+    from limiter_node.core.forward import Forward
     from limiter_node.core.keeper import Keeper
-    from limiter_node.core.links import Forward, Link
+    from limiter_node.core.links import Link
     from limiter_node.core.model import Check, Outcome
     from limiter_node.core.ring import Ring
 

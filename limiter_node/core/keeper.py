@@ -16,7 +16,8 @@ from limiter_node.core.commitments import Commitments
 from limiter_node.core.custody import Custody
 from limiter_node.core.deeds import Deeds
 from limiter_node.core.fence import ALWAYS_NS, Fence
-from limiter_node.core.links import NEVER_NS, WAYS_MAX, Forward, LinkState, one_way, parked_ns
+from limiter_node.core.forward import WAYS_MAX, Forward, one_way, parked_ns
+from limiter_node.core.links import NEVER_NS, LinkState
 from limiter_node.core.model import (
     Ack,
     Check,

@@ -18,11 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from limiter_node.core.denials import CLOCKS_SHARE
-from limiter_node.core.links import Forward, LinkState
+from limiter_node.core.links import LinkState
 from limiter_node.core.model import Check, Lent, Op, Outcome, Returned, Verdict
 
 if TYPE_CHECKING:
     from limiter_node.core.engine import Engine
+    from limiter_node.core.forward import Forward
     from limiter_node.core.keeper import Keeper
     from limiter_node.core.links import Link
     from limiter_node.core.plan import Grant

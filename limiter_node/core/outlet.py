@@ -14,7 +14,7 @@ from limiter_node.core.carried import Carried
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from limiter_node.core.links import Forward
+    from limiter_node.core.forward import Forward
     from limiter_node.core.model import Check, Outcome
 
 FRAMES_IN_FLIGHT_MAX = 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.links import UNREACHABLE
+from limiter_node.core.forward import UNREACHABLE
 from limiter_node.core.model import (
     FORGOTTEN_SPENT,
     VALUES_PER_FRAME,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limiter_node.core.engine import Engine
-    from limiter_node.core.links import Forward, Link
+    from limiter_node.core.forward import Forward
+    from limiter_node.core.links import Link
     from limiter_node.core.model import Answer, Ask, Check, Outcome
     from limiter_node.core.outlet import Bucket
     from limiter_node.core.ring import Ring

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from limiter_node.core.adaptive.controller import Controller
 from limiter_node.core.atomic import Batches
 from limiter_node.core.failover import Failover
+from limiter_node.core.forward import WAYS_MAX, Forward, one_way
 from limiter_node.core.keeper import Keeper
 from limiter_node.core.leases import Leases
-from limiter_node.core.links import NEVER_NS, WAYS_MAX, Carrier, Forward, Link, LinkState, one_way
+from limiter_node.core.links import NEVER_NS, Carrier, Link, LinkState
 from limiter_node.core.lookout import Lookout
 from limiter_node.core.model import (
     Answer,

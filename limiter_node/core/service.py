@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from limiter_node.core.links import UNREACHABLE, Forward, LateResults, one_way, parked_ns
+from limiter_node.core.forward import UNREACHABLE, Forward, LateResults, one_way, parked_ns
 from limiter_node.core.model import Answer, Ask, Check, NotOwner, Op, Outcome, Reply, Result, Verdict
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from limiter_node.core.token_plan import TokenPlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from limiter_node.core.forward import Forward
     from limiter_node.core.in_force import RuleInForce
-    from limiter_node.core.links import Forward
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
     from limiter_node.core.router import Router

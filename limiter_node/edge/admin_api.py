@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from limiter_node import clock
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Bucket, Check, Explanation, Forgotten, Op, Outcome, UnknownRule
 from limiter_node.core.rules import NAME_ALLOWED, is_name, key_problem
 from limiter_node.edge.answers import Problem, explanation_json, limit_document, problem_document

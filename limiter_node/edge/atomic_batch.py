@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Check, Outcome, Refunded, UnknownRule, Verdict
 from limiter_node.edge.answers import (
     Problem,

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Check, Verdict
 from limiter_node.edge.answers import Problem, json_answer, usual_grant, verdict_json
 from limiter_node.edge.requests import CheckBody, PlainBody, check_or_problem
 from limiter_node.edge.tally import FORWARDED, LOCAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from limiter_node.core.model import Outcome
     from limiter_node.core.plan import Grant
@@ -37,10 +37,6 @@ class Judge(Protocol):
     router: Router
     tally: Tally
     usual: dict[str, UsualAnswers]
-
-    @property
-    def shortcut(self) -> Callable[[str, str, int], Grant | Outcome | Forward | None]:
-        """What asks for a usual check, see `Shortcut.check`."""
 
     def ask(self, check: Check, now_ns: int) -> Outcome | Forward | Problem:
         """Pass a check to the router, unless it is known that it cannot be decided."""
@@ -96,7 +92,7 @@ class Batch:
             check = Check(rule, key)
             self._take(index, check, self._api.ask(check, self._began_ns))
         else:
-            self._tell(usual, [index], [key], [self._api.shortcut(rule, key, self._began_ns)])
+            self._tell(usual, [index], [key], [self._api.router.shortcut.check(rule, key, self._began_ns)])
 
     def _tell(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import NEVER, Check, Outcome, UnknownRule, Verdict
 from limiter_node.core.reservations import UNKNOWN_RULE
 from limiter_node.core.rules import is_name
@@ -71,7 +71,7 @@ class CheckApi:
         self.tally = tally
         self._on_unknown_rule = on_unknown_rule
         self.allows_unknown = on_unknown_rule == "allow"
-        self.shortcut = router.shortcut.check
+        self._shortcut = router.shortcut
         self.usual: dict[str, UsualAnswers] = {}  # by rule; filled by `_learn`
         self._by_start: dict[str, UsualAnswers] = {}  # the same, by how the request line of a plain GET begins
         self._routes: dict[bytes, dict[bytes, Callable[[HttpConnection, bytes, Slot], bytes | None]]] = {
@@ -109,7 +109,7 @@ class CheckApi:
         usual = self._by_start.get(start)
         if usual is None or find_unplain(key) or not 0 < len(key) <= 512:
             return self._other_plain_get(text, request, slot)
-        outcome = self.shortcut(usual.rule, key, request.now_ns)
+        outcome = self._shortcut.check(usual.rule, key, request.now_ns)
         if isinstance(outcome, tuple):
             usual.series.allowed += 1
             picks = self.tally.allowed_picks
@@ -184,7 +184,7 @@ class CheckApi:
             return ExplainedCheck(self, to_check(body), 429, request, slot).ask()
         usual = self.usual.get(body.rule)
         if usual is not None and not request.connection_header and body.is_usual():
-            outcome = self.shortcut(body.rule, body.key, request.now_ns)
+            outcome = self._shortcut.check(body.rule, body.key, request.now_ns)
             if isinstance(outcome, tuple):
                 usual.series.allowed += 1
                 picks = self.tally.allowed_picks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from limiter_node import clock
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import NotOwner, Op, Verdict
 from limiter_node.edge.answers import Problem
 from limiter_node.edge.check_api import CheckApi

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec.structs import replace
 
 from limiter_node.core.explain import explain
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Explanation, Op, Outcome, Verdict
 from limiter_node.edge.answers import Problem, explanation_json, problem_answer, verdict_answer
 from limiter_node.edge.tally import FORWARDED, LOCAL

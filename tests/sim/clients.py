@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Check, Op
 from tests.sim.node import verdict_of
 from tests.sim.world import NS_PER_MS, NS_PER_S

@@ -30,7 +30,8 @@ from tests.sim.scenario import DocumentChange, Expect, Load, NodeSpec, Scenario
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
 
-    from limiter_node.core.links import Forward, Link
+    from limiter_node.core.forward import Forward
+    from limiter_node.core.links import Link
     from limiter_node.core.model import Check, Copies, Outcome, Reply, Request, UnknownRule, Verdict
     from limiter_node.core.ring import Ring
     from limiter_node.core.rules import Rule

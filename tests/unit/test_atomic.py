@@ -9,8 +9,8 @@ import pytest
 from limiter_node.cluster import wire
 from limiter_node.core.adaptive.evidence import Decision
 from limiter_node.core.atomic import RETRY_NS
+from limiter_node.core.forward import Forward
 from limiter_node.core.holds import ASK_AGAIN_TIMEOUTS, RESERVED_TIMEOUTS
-from limiter_node.core.links import Forward
 from limiter_node.core.model import (
     BATCHES,
     CHECKS_PER_FRAME_MAX,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from limiter_node.core.links import Forward, Link
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Answer, Ask, Check, Copies, Member, Op, Reply, Verdict
 from limiter_node.core.outlet import Barrier, Outlet
 from limiter_node.core.ring import Ring
 from tests.routers import TICK_NS, Routers
+
+if TYPE_CHECKING:
+    from limiter_node.core.links import Link
 
 API = {"rate": "1/d", "burst": 10, "lease": False}
 INTERVAL_NS = 2 * TICK_NS  # of replication

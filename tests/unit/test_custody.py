@@ -1,7 +1,7 @@
 """Custody: which buckets may be decided although others may know more of them, and what the rest wait for."""
 
 from limiter_node.core.custody import FORGOTTEN_PER_TICK, Custody
-from limiter_node.core.links import Forward, one_way
+from limiter_node.core.forward import Forward, one_way
 from limiter_node.core.model import Check, Member
 from limiter_node.core.ring import Ring
 

@@ -11,8 +11,9 @@ import pytest
 from limiter_node.core.backends import Backend
 from limiter_node.core.engine import Engine
 from limiter_node.core.fence import RIGHT_SHARE, SILENT_SHARE
+from limiter_node.core.forward import PARKED_SHARE, WAYS_MAX, Forward
 from limiter_node.core.keeper import Keeper
-from limiter_node.core.links import NEVER_NS, PARKED_SHARE, WAYS_MAX, Forward, Link, LinkState
+from limiter_node.core.links import NEVER_NS, Link, LinkState
 from limiter_node.core.model import (
     FORGOTTEN_SPENT,
     MICROS,

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from limiter_node.core.errors import BadRule
+from limiter_node.core.forward import Forward
 from limiter_node.core.leases import HOT_PER_TICK
 from limiter_node.core.lendings import SLICE_MIN
-from limiter_node.core.links import Forward, LinkState
+from limiter_node.core.links import LinkState
 from limiter_node.core.model import Ask, Bucket, Check, Forgotten, Op, Outcome, Refunded, Verdict
 from limiter_node.core.ring import Ring
 from limiter_node.core.rules import parse_rule

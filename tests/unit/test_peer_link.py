@@ -8,7 +8,8 @@ from itertools import count
 
 from limiter_node.cluster import wire
 from limiter_node.cluster.peer import FEW_CHECKS, GATHERING_PASSES_MAX, PeerLink
-from limiter_node.core.links import Link, one_way
+from limiter_node.core.forward import one_way
+from limiter_node.core.links import Link
 from limiter_node.core.model import Ask, Check, Hello, Member, Request
 
 BOOT = 7

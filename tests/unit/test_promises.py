@@ -12,7 +12,7 @@ import pytest
 from limiter_node.core import denials as denials_module
 from limiter_node.core import promises as promises_module
 from limiter_node.core.backends import parse_record
-from limiter_node.core.links import Forward
+from limiter_node.core.forward import Forward
 from limiter_node.core.model import Answer, Ask, Check, Forgotten, Op, Refunded, Verdict
 from limiter_node.core.promises import LIFE_MAX_NS, longest_ns
 from limiter_node.core.ring import Ring

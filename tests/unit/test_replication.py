@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from limiter_node.core.engine import Engine
-from limiter_node.core.links import one_way
+from limiter_node.core.forward import one_way
 from limiter_node.core.model import FORGOTTEN_SPENT, MICROS, Check, Copies, Copy, Member, Outcome, Verdict
 from limiter_node.core.outlet import BULK_EVERY_NS, FRAMES_IN_FLIGHT_MAX, Barrier, Outlet
 from limiter_node.core.replication import BULK_MAX, COPIES_PER_FRAME, SURVEY_PER_TICK, Replication

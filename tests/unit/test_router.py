@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiter_node.core.engine import Engine
-from limiter_node.core.links import WAYS_MAX, Forward, Link, LinkState
+from limiter_node.core.forward import WAYS_MAX, Forward
+from limiter_node.core.links import Link, LinkState
 from limiter_node.core.model import (
     CHECKS_PER_FRAME_MAX,
     Ack,
