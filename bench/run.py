@@ -32,7 +32,7 @@ def measure_memory(plan: Plan) -> dict[str, Any]:
 
 
 PARTS = {
-    "local": Part(speed.compare_local, lambda plan: 15 + plan.closed_loop_s(len(speed.SYSTEMS) + 3)),
+    "local": Part(speed.compare_local, lambda plan: 15 + plan.closed_loop_s(len(speed.SYSTEMS) + 4)),
     "forwarded": Part(speed.compare_forwarded, lambda plan: 10 + plan.closed_loop_s(6)),
     "denied": Part(hot.compare_denied, lambda plan: 10 + plan.closed_loop_s(3)),
     "leases": Part(hot.compare_leases, lambda plan: 25 + plan.closed_loop_s(6)),

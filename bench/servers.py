@@ -29,6 +29,7 @@ RULE = "bench"  # every check's
 START_S_MAX = 20.0
 STOP_S_MAX = 10.0
 CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(os.environ.get("BENCH_PACKAGE", CHECKOUT))  # whose nodes are measured: this, or one that is compiled
 
 
 class ServerError(RuntimeError):
@@ -152,13 +153,13 @@ class Stage:
             server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, name: str, argv: Sequence[str], *, cpu: int | str) -> Server:
+    def start(self, name: str, argv: Sequence[str], *, cpu: int | str, folder: Path = CHECKOUT) -> Server:
         """Start a process on that core, or on those; it is told to end should this one be killed."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["taskset", "-c", str(cpu), "setpriv", "--pdeathsig", "TERM", *argv],
-                cwd=CHECKOUT,
+                cwd=folder,
                 env={name: value for name, value in os.environ.items() if not name.startswith("LIMITER_")},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -185,20 +186,28 @@ class Stage:
         return client
 
     def standalone(
-        self, rules: dict[str, Any], *, cpu: int | str, name: str = "standalone", options: Sequence[str] = ()
+        self,
+        rules: dict[str, Any],
+        *,
+        cpu: int | str,
+        name: str = "standalone",
+        options: Sequence[str] = (),
+        package: Path = PACKAGE,
     ) -> System:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.node(name, ["--rules", str(path), *options], cpu=cpu)
+        return self.nodes([name], ["--rules", str(path), *options], cpu=cpu, package=package)[0]
 
     def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait until it is ready."""
         return self.nodes([name], options, cpu=cpu)[0]
 
-    def nodes(self, names: Sequence[str], options: Sequence[str], *, cpu: int | str) -> list[System]:
+    def nodes(
+        self, names: Sequence[str], options: Sequence[str], *, cpu: int | str, package: Path = PACKAGE
+    ) -> list[System]:
         """Start nodes at the same time and wait until all are ready."""
-        started = [self.start(name, [*_node_argv(name), *options], cpu=cpu) for name in names]
+        started = [self.start(name, [*_node_argv(name), *options], cpu=cpu, folder=package) for name in names]
         nodes = [_listening_node(server) for server in started]
         for node in nodes:
             node.server.wait_until("ready", node.is_ready)
@@ -206,7 +215,7 @@ class Stage:
 
     def joining_node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
         """Start a node on free ports and wait only until it listens."""
-        return _listening_node(self.start(name, [*_node_argv(name), *options], cpu=cpu))
+        return _listening_node(self.start(name, [*_node_argv(name), *options], cpu=cpu, folder=PACKAGE))
 
 
 def _node_argv(name: str) -> list[str]:

@@ -36,6 +36,7 @@ SYSTEMS: dict[str, Callable[[Stage, Cores, Numbers], System]] = {
     "aiohttp + limits on Redis": applications.with_limits_on_redis,
     GCRA_REDIS: applications.with_gcra_on_redis,
 }
+NODE_INTERPRETED = f"{NODE}, interpreted"
 NODE_POST, NODE_BATCH, NGINX_POST = f"{NODE}, POST", f"{NODE}, batch of {CHECKS_PER_BATCH}", f"{NGINX}, POST"
 FORWARDED, OWNER, ALONE = "forwarded", "asking the owner", "standalone"
 AT_ONCE = f", {CONNECTIONS_MANY} connections"
@@ -49,6 +50,7 @@ def compare_local(plan: Plan) -> dict[str, Any]:
         subjects = [Subject(name, system) for name, system in found.items()]
         if NODE in found:
             subjects += [Subject(NODE_POST, found[NODE], "post"), Subject(NODE_BATCH, found[NODE], "batch")]
+            subjects.append(Subject(NODE_INTERPRETED, limiter.interpreted(stage, plan.cores, NUMBERS)))
         if NGINX in found:
             subjects.append(Subject(NGINX_POST, found[NGINX], "post"))
         targets = {NGINX: 0.80, LIMITS_MEMORY: 10, GCRA_REDIS: 12}
@@ -57,6 +59,7 @@ def compare_local(plan: Plan) -> dict[str, Any]:
             subjects,
             [
                 *(Figure(NODE, name, targets.get(name)) for name in SYSTEMS if name != NODE),
+                Figure(NODE, NODE_INTERPRETED),
                 Figure(NODE_POST, NODE),
                 Figure(NODE_POST, NGINX_POST),
                 Figure(NODE_BATCH, NODE, 5),

@@ -149,6 +149,7 @@ class Node:
             "listening" if self._line is None else "worker listening",
             node=settings.node_id,
             version=__version__,
+            compiled=not clock.__file__.endswith(".py"),
             **{name: str(address) for name, address in self.addresses.items()},
         )
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))

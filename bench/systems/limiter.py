@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.servers import RULE, put
+from bench.servers import CHECKOUT, RULE, put
 
 if TYPE_CHECKING:
     from bench.servers import Cores, Numbers, Stage, System
@@ -24,6 +24,11 @@ class Pair:
 def standalone(stage: Stage, cores: Cores, numbers: Numbers) -> System:
     """Start a node without etcd."""
     return stage.standalone({RULE: numbers.rule}, cpu=cores.server)
+
+
+def interpreted(stage: Stage, cores: Cores, numbers: Numbers) -> System:
+    """The same from the sources, whatever the others are."""
+    return stage.standalone({RULE: numbers.rule}, cpu=cores.server, name="interpreted", package=CHECKOUT)
 
 
 def with_workers(stage: Stage, cores: int | str, numbers: Numbers, count: int) -> System:

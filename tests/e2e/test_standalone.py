@@ -20,6 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import (
+    ROOT,
     CliResult,
     HttpClient,
     NodeProcess,
@@ -418,6 +419,11 @@ def test_the_version_is_printed() -> None:
     result = run_cli("--version")
     assert result.code == 0
     assert re.search(r"\d+\.\d+\.\d+", result.stdout)
+
+
+def test_the_log_says_whether_the_node_is_compiled(node: NodeProcess) -> None:
+    (listening,) = (event for event in node.log_events if event["event"] == "listening")
+    assert listening["compiled"] is any((ROOT / "limiter_node").rglob("*.so"))
 
 
 def test_help_lists_the_commands() -> None:
