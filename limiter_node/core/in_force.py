@@ -41,7 +41,7 @@ class RuleInForce:
     `places` is where it may be. From numbers of its own it moves at once, so that `own` holds no other keys.
     """
 
-    __deletable__ = ("default", "only")  # see `release`; mypyc wants to be told
+    __deletable__ = ("default", "only", "short")  # see `release`; mypyc wants to be told
     __slots__ = (
         "_census",
         "_entries",
@@ -58,6 +58,7 @@ class RuleInForce:
         "priority",
         "retired",
         "rule",
+        "short",
     )
 
     def __init__(
@@ -87,6 +88,7 @@ class RuleInForce:
         for segment, limits in rule.limits.items():
             self._set_plan(self.plans, segment, limits, now_ns)
         self.default = self.plans[DEFAULT_SEGMENT]
+        self.short = self.default if isinstance(self.default, TokenPlan) else None  # the same, if it has the short way
         self.priority = rule.priorities[DEFAULT_SEGMENT]
         for name in self.patterns:
             self._set_plan(self.patterns, name, self._in_full(self._entries.named[name].limits[rule.name]), now_ns)
@@ -186,7 +188,7 @@ class RuleInForce:
         """Forget everything; returns the shards let go."""
         dropped = [shard for plan in self.all_plans() for table in tables(plan) for shard in table.release()]
         # Plans refer to this, and are freed at once only when it does not refer to them.
-        del self.default, self.only
+        del self.default, self.only, self.short
         for held in (self.plans, self.patterns, self.own, self.retired, self.changed):
             held.clear()
         return dropped

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from limiter_node.core.algorithms.face import Algorithm, Decision, State, Wall
     from limiter_node.core.limits import Limit, Limits
-    from limiter_node.core.plan import Grant, Kin
+    from limiter_node.core.plan import Kin
 
 States = tuple["State | None", ...]
 
@@ -126,14 +126,6 @@ class JointPlan(PlanBase):
             parts=parts,
             shards=self.table.mask + 1,
         )
-
-    def grant(self, key: str, now_ns: int) -> Grant | None:
-        """None: there is no short way."""
-        return None
-
-    def grants(self, keys: Sequence[str], now_ns: int) -> list[Grant | None]:
-        """None of any, likewise."""
-        return [None] * len(keys)
 
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key under every limit if all have them; cost 0 is a peek."""

@@ -77,12 +77,6 @@ class Plan(Protocol):
     def at_share(self, parts: int, now_ns: int) -> Plan:
         """A plan like this one at 1/`parts` of rate and burst, with buckets of its own."""
 
-    def grant(self, key: str, now_ns: int) -> Grant | None:
-        """Spend one token of a key, if it is there and that is simple; None: nothing was done; `spend` knows more."""
-
-    def grants(self, keys: Sequence[str], now_ns: int) -> list[Grant | None]:
-        """What `grant` comes to for each of these keys in turn."""
-
     def spend(self, key: str, cost: int, now_ns: int) -> Verdict:
         """Spend `cost` whole tokens of the key if they are there; a denial changes nothing, cost 0 is a peek."""
 

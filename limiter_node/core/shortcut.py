@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from limiter_node.core.model import Check
 from limiter_node.core.plan import turned_away
-from limiter_node.core.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,19 +53,20 @@ class Shortcut:
         owner = router.ring.owner(key)
         if owner != router.node_id:
             return router.pass_on(owner, Check(rule_name, key), now_ns)
-        if now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
+        plan = rule.short
+        if plan is None or now_ns >= self._keeper.free_until_ns or engine.sync_rules or rule.rule.shadow:
             return None
         if (engine.entries.named and engine.entries.find(key) is not None) or (
             (self._held or self._movable) and self._is_bound(rule_name, key)
         ):
             return None
-        grant = rule.default.grant(key, now_ns)
+        grant = plan.grant(key, now_ns)
         gate = rule.gate
         if gate is not None and grant is not None:
             gate.offer(rule.priority)
             retry_ns = gate.admit(rule.priority, now_ns)
             if retry_ns:
-                return turned_away(rule.default, key, 1, retry_ns, now_ns)
+                return turned_away(plan, key, 1, retry_ns, now_ns)
         if grant is not None and engine.has_copies:
             rule.changed.add(key)
         return grant
@@ -98,9 +98,9 @@ class Shortcut:
     def grants(self, rule_name: str, keys: Sequence[str], now_ns: int) -> list[Grant | None] | None:
         """As `checks`, for keys that this node owns."""
         rule = self._unhindered(rule_name, len(keys), now_ns)
-        if rule is None:
+        if rule is None or rule.short is None:
             return None
-        grants = rule.default.grants(keys, now_ns)
+        grants = rule.short.grants(keys, now_ns)
         if self._engine.has_copies:
             rule.changed.update(compress(keys, grants))
         return grants
@@ -112,10 +112,9 @@ class Shortcut:
         token, if the answer is to be the copy, too; else 0, and the copy will be made.
         """
         rule = self._plain(rule_name, now_ns)
-        if rule is None:
+        if rule is None or rule.short is None:
             return None
-        plan, changed, held, movable = rule.default, rule.changed, self._held, self._movable
-        spent_of = plan.micros_spent if isinstance(plan, TokenPlan) else None
+        plan, changed, held, movable = rule.short, rule.changed, self._held, self._movable
 
         def grant(key: str, is_to_replica: bool) -> tuple[Grant, int] | None:
             if (held or movable) and self._is_bound(rule_name, key):
@@ -123,8 +122,8 @@ class Shortcut:
             granted = plan.grant(key, now_ns)
             if granted is None:
                 return None
-            if is_to_replica and spent_of is not None:
-                return granted, spent_of(granted)
+            if is_to_replica:
+                return granted, plan.micros_spent(granted)
             changed.add(key)
             return granted, 0
 
