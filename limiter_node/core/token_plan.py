@@ -5,7 +5,7 @@ It is written for speed: the arithmetic of `algorithms.token_bucket` is spelled 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limiter_node.core.algorithms.token_bucket import (
     PPM,
@@ -152,7 +152,7 @@ class TokenPlan(PlanBase):
         v = clock.base + (elapsed_ns * num if den == 1 else elapsed_ns * num // den)
         v_of_old = v + table.shift
         highest = v + capacity - UNIT  # state of a bucket that has one token left
-        once_spent = compact(v + UNIT)
+        once_spent: Any = compact(v + UNIT)  # compiled, an int that is not Any is made anew wherever it is stored
         grants: list[Grant | None] = []
         append = grants.append
         for key in keys:
