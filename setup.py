@@ -1,7 +1,7 @@
 """Builds the package; with LIMITER_NODE_COMPILE=1 what every check goes through is compiled by mypyc.
 
 Compiled, a node takes about half the time for the Python of a check; it is the same code and does the same. That needs
-a C compiler, Python's headers and the extra `compile`, so it is left to who asks for it (README, "Compiled").
+a C compiler, Python's headers and the extra `compile`, so it is left to who asks for it (README, "Run it").
 
 What mypyc asks of a module that is compiled: its classes have no base that is not compiled (no `msgspec.Struct`, no
 `asyncio.Protocol`) and are not patched; what may be deleted is in `__deletable__`; what comes from code that is not

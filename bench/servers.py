@@ -197,11 +197,11 @@ class Stage:
         """Start a node without etcd that enforces these rules."""
         path = self.folder / f"{name}-rules.json"
         path.write_text(json.dumps({"rules": rules}))
-        return self.nodes([name], ["--rules", str(path), *options], cpu=cpu, package=package)[0]
+        return self.node(name, ["--rules", str(path), *options], cpu=cpu, package=package)
 
-    def node(self, name: str, options: Sequence[str], *, cpu: int | str) -> System:
+    def node(self, name: str, options: Sequence[str], *, cpu: int | str, package: Path = PACKAGE) -> System:
         """Start a node on free ports and wait until it is ready."""
-        return self.nodes([name], options, cpu=cpu)[0]
+        return self.nodes([name], options, cpu=cpu, package=package)[0]
 
     def nodes(
         self, names: Sequence[str], options: Sequence[str], *, cpu: int | str, package: Path = PACKAGE
