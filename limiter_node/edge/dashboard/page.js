@@ -80,12 +80,19 @@ function addChart(host, title, series, data, scales = { y: FREE }) {
   host.tabIndex = 0;
   host.setAttribute("role", "img");
   host.setAttribute("aria-roledescription", "chart");
-  host.addEventListener("keydown", (event) => readOff(event, chart, series));
+  host.addEventListener("keydown", (event) => readOff(event, chart));
+  host.addEventListener("blur", () => chart.plot.setCursor({ left: -1, top: -1 })); // points at nothing
+  chart.tell = () => {
+    const pointed = chart.plot.cursor.idx ?? null;
+    const last = times.length - 1;
+    const index = Math.min(pointed ?? last, last);
+    const values = data().slice(1).map((column, at) => `${series[at].label} ${count(column[index] ?? 0)}`);
+    host.setAttribute("aria-label", `${pointed === null ? title : `${last - index} s ago`}: ${values.join(", ")}`);
+  };
   chart.refresh = () => {
     chart.plot.setData(data());
     if (chart.plot.cursor.idx == null) chart.plot.setLegend({ idx: times.length - 1 }); // else what is pointed at
-    const last = data().slice(1).map((values, index) => `${series[index].label} ${count(values.at(-1) ?? 0)}`);
-    host.setAttribute("aria-label", `${title}: ${last.join(", ")}`);
+    chart.tell();
   };
   chart.draw();
   new ResizeObserver(() => chart.plot.setSize({ width: host.clientWidth, height: 200 })).observe(host);
@@ -93,14 +100,13 @@ function addChart(host, title, series, data, scales = { y: FREE }) {
   return chart;
 }
 
-function readOff(event, chart, series) {
+function readOff(event, chart) {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step || !times.length) return;
   event.preventDefault();
   const index = Math.min(Math.max((chart.plot.cursor.idx ?? times.length) + step, 0), times.length - 1);
   chart.plot.setCursor({ left: chart.plot.valToPos(times[index], "x"), top: 0 });
-  const values = chart.data().slice(1).map((column, at) => `${series[at].label} ${count(column[index] ?? 0)}`);
-  chart.host.setAttribute("aria-label", `${times.length - 1 - index} s ago: ${values.join(", ")}`);
+  chart.tell();
 }
 
 const column = (field) => seconds.map((second) => second[field]);
