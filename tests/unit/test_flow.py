@@ -112,11 +112,11 @@ def test_windows_hold_what_belongs_to_the_target_and_leave_room_for_the_highest_
     flow.memory_s = 100.0
     windows = tight_windows(flow, target_s=0.2, good_run=0, share=0.0)
     assert windows == sorted(windows, reverse=True)
-    assert windows[9] == pytest.approx(0.7 * 20 + 0.8)
-    assert windows[0] - windows[9] == pytest.approx(0.5 * 20 + 2)
+    assert windows[9] == pytest.approx(0.7 * 20 + 1.3)
+    assert windows[0] - windows[9] == pytest.approx(0.5 * 20 + 0.5)
     # What was in time lately is a measure, too, when the memory has faded.
     flow.memory_s = 0.0
-    assert tight_windows(flow, target_s=0.2, good_run=4, share=0.0)[9] == 0.8
+    assert tight_windows(flow, target_s=0.2, good_run=4, share=0.0)[9] == 1.3
     assert tight_windows(flow, target_s=0.2, good_run=104, share=0.0) == windows
 
 

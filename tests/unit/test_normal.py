@@ -17,7 +17,7 @@ def learned(counts: list[int]) -> Normal:
     normal = Normal()
     normal.begin(0)
     for step, count in enumerate(counts):
-        normal.learn(count, count, 0.0, STEP_S, step * STEP_NS)
+        normal.learn(count, count, count, STEP_S, step * STEP_NS)
     return normal
 
 
@@ -43,7 +43,30 @@ def test_a_demand_that_rises_slowly_is_even() -> None:
 
 def test_a_long_pause_is_even() -> None:
     normal = learned([20] * 200)
-    normal.learn(0, 0, 0.0, 4.0, 20 * 10**9)
+    normal.learn(0, 0, 0, 4.0, 20 * 10**9)
     for step in range(20):
-        normal.learn(20, 20, 0.0, STEP_S, 20 * 10**9 + step * STEP_NS)
+        normal.learn(20, 20, 20, STEP_S, 20 * 10**9 + step * STEP_NS)
     assert normal.dispersion == 1
+
+
+def test_an_outcome_too_few_is_chance_and_a_tenth_is_not() -> None:
+    normal = Normal()
+    normal.begin(0)
+    for step in range(400):
+        normal.learn(1, 1, int(step % 40 > 0), STEP_S, step * STEP_NS)
+    assert normal.ratio == 1
+    for step in range(1200):
+        normal.learn(1, 1, int(step % 10 > 0), STEP_S, step * STEP_NS)
+    assert normal.ratio == pytest.approx(0.9, abs=0.02)
+
+
+def test_only_what_was_answered_in_time_was_not_too_much() -> None:
+    normal = Normal()
+    normal.bear(12, 3)  # a group of twelve, of which three are back
+    assert normal.peak == 0
+    normal.bear(0, 12)
+    assert normal.peak == 12
+    normal.bear(30, 5)
+    normal.bear(20, 0)  # late
+    normal.bear(2, 25)
+    assert normal.peak == 12

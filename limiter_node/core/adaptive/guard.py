@@ -9,8 +9,8 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
     out     =  admitted in the last d seconds        a = answers per second
     d       =  mean latency of the latest outcomes, longer when they are overdue
     target  =  a mean latency within the objective (`target`)
-    calm:      out <= 3 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what has been out in health, less for
-               low priorities
+    calm:      out <= 3 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what was out and in time in health, less
+               for low priorities
     tight:     a rate, and a window for what is held (`steering`), the highest priority first
 
 Times are tight from the moment that more is sent than answered, beyond chance, and later than in health; or that
@@ -54,10 +54,9 @@ RELAX_NS = 4 * NS
 RELAX_COUNTS = 100
 RELAX_TURNED = 0.2
 """Tight times end when for so long, and for the time of so many checks, no more than a fifth was turned away: had they
-ended by quick answers, or been tried without, each drained queue would have been the start of the next (0.91 instead of
-0.94 of the goodput at 44 % of the capacity, 0.26 instead of 0.63 at 15 %). If nobody were to be, a dependency 2.4
-times slower, and no less able, would keep 0.62 to 0.85 of its goodput instead of 0.86 to 0.98, and in health 13 % of 12
-to 25/s would be turned away instead of 5 %; the price is 0.04 of the goodput of overloads at 12 to 25/s."""
+ended by quick answers each drained queue would have been the start of the next (0.91 instead of 0.94 of the goodput at
+44 % of the capacity). If nobody were to be, a dependency 2.4 times slower, and no less able, would keep 0.62 to 0.85 of
+its goodput instead of 0.86 to 0.98, and in health 13 % of 12 to 25/s would be turned away instead of 5 %."""
 
 KNOWN_TAU_S = 2.0
 """Of the rate that goes on when reports are lost; with 1 s its noise cost 2 %."""
@@ -79,10 +78,9 @@ nodes at 11/s wasted a quarter of the rate: before there were windows. With them
 CALM = 1.2
 CALM_SIGMAS = 1.5
 CALM_EXTRA = 3.0
-"""Times what belongs to the target, and Poisson's noise; three more checks are for a few per second. As many as were
-out while all was well are never too many: callers that come in groups are served as long as that does no harm. Without
-the noise groups of ten at three nodes were denied 4 % for 40 s after a recovery; with a factor of 1.0 a dependency
-that became 3 times slower lost 3 %."""
+"""Times what belongs to the target, and Poisson's noise; three more are for a few per second. As many as were out and
+answered in time are never too many: groups are served as long as that does no harm. Without the noise groups of ten at
+three nodes were denied 4 % for 40 s after a recovery; with 1.0 a dependency 3 times slower lost 3 %."""
 
 SILENT_HOLD_S = 15.0
 SILENT_TAU_S = 30.0
@@ -172,7 +170,8 @@ class Guard:
         self._jam_ns = -LEARN_AGAIN_NS  # when it last was tight, or turned a check away
         self._reports = 0
         self._others = 0  # checks that other nodes have sent
-        self._admitted = 0  # checks admitted in all, when the limit was last worked out
+        self._admitted = 0  # checks admitted in all, when the limit was last worked out,
+        self._due = 0.0  # and those of them whose outcomes were due
         self._unanswered = 0  # checks admitted since the last report, as far as known
         # Since the limit was last worked out:
         self._turned = 0  # checks turned away, here and elsewhere
@@ -248,7 +247,7 @@ class Guard:
         span_ns = now_ns - self._step_ns
         admitted += self._others
         if not self._reports:
-            self._admitted, self._step_ns = admitted, now_ns  # what was admitted before the first report stays unknown
+            self._admitted, self._due, self._step_ns = admitted, admitted, now_ns  # earlier ones stay unknown
             return
         if span_ns < STEP_NS:
             return
@@ -266,9 +265,10 @@ class Guard:
         self._flow.step(taken, self._answers / ratio, lost / ratio, span_s, self.normal.pause_ns / NS)
         if self._outcomes or now_ns - self._last_ns < OVERDUE_COUNTS * NS / (self._known_rate + 1):
             self._known_rate += (new / span_s - self._known_rate) * (1 - exp(-span_s / KNOWN_TAU_S))
-        crest = self.out  # of those that were admitted at one moment since the last step
+        self.normal.bear(self.out, self._good_run)
         self._history.add(now_ns, admitted)
-        self.out = admitted - self._history.count_at(now_ns - round(self._delay_ms(now_ns) * 1e6))
+        before, self._due = self._due, self._history.count_at(now_ns - round(self._delay_ms(now_ns) * 1e6))
+        self.out = admitted - self._due
         self._flow.turn_away(self._turned, new)
         if self._flow.turned_away > RELAX_TURNED:
             self._short_ns = now_ns
@@ -276,7 +276,7 @@ class Guard:
         self._follow(span_s, now_ns)
         self._idle_ns = 0 if new else self._idle_ns + span_ns
         self._judge(now_ns)
-        self._learn(new, span_s, crest, now_ns)
+        self._learn(new, self._due - before, span_s, now_ns)
         self._bound(now_ns)
         self._answers = self._refused = self._outcomes = self._new_count = self._turned = 0
         self._new_ms = 0.0
@@ -358,12 +358,12 @@ class Guard:
         longest_ns = max(SILENT_NS, SILENT_COUNTS * NS / (self.normal.outcomes_s + 1e-9))
         return self._unanswered >= SILENT_COUNTS * RATIO_MIN and now_ns - self._last_ns >= longest_ns
 
-    def _learn(self, admitted: int, span_s: float, crest: float, now_ns: int) -> None:
+    def _learn(self, admitted: int, due: float, span_s: float, now_ns: int) -> None:
         """Learn what is normal, while it is."""
         if self.is_on and now_ns - self._jam_ns < LEARN_AGAIN_NS:
             self.normal.forget()
         elif now_ns - self._last_ns <= SILENT_NS:
-            self.normal.learn(admitted, self._outcomes, crest, span_s, now_ns)
+            self.normal.learn(admitted, due, self._outcomes, span_s, now_ns)
 
     def _bound(self, now_ns: int) -> None:
         """Work out the limit, or in tight times the rate."""
