@@ -62,11 +62,26 @@ def test_an_outcome_too_few_is_chance_and_a_tenth_is_not() -> None:
 
 def test_only_what_was_answered_in_time_was_not_too_much() -> None:
     normal = Normal()
-    normal.bear(12, 3)  # a group of twelve, of which three are back
-    assert normal.peak == 0
-    normal.bear(0, 12)
+    normal.bear(2, 100)
+    normal.bear(12, 103)  # a group of twelve
+    normal.bear(2, 113)
+    assert normal.peak < 12
+    normal.bear(2, 115)  # all of them are back
     assert normal.peak == 12
-    normal.bear(30, 5)
-    normal.bear(20, 0)  # late
-    normal.bear(2, 25)
+    normal.bear(30, 120)
+    normal.bear(20, 1)  # one was late
+    normal.bear(2, 50)
+    normal.bear(2, 90)
+    assert normal.peak == 20
+
+
+def test_what_was_borne_fades() -> None:
+    normal = Normal()
+    normal.begin(0)
+    normal.bear(12, 0)
+    normal.bear(1, 12)
     assert normal.peak == 12
+    for step in range(2400):
+        normal.bear(1, 12 + step)
+        normal.learn(1, 1, 1, STEP_S, step * STEP_NS)
+    assert normal.peak < 2

@@ -9,7 +9,7 @@ outcomes is reported, at whichever node, in whatever batches. It needs no names 
     out     =  admitted in the last d seconds        a = answers per second
     d       =  mean latency of the latest outcomes, longer when they are overdue
     target  =  a mean latency within the objective (`target`)
-    calm:      out <= 3 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what was out and in time in health, less
+    calm:      out <= 4 + the more of x + 1.5 sqrt(x), x = 1.2 a * target, and what was out and in time in health, less
                for low priorities
     tight:     a rate, and a window for what is held (`steering`), the highest priority first
 
@@ -77,8 +77,8 @@ nodes at 11/s wasted a quarter of the rate: before there were windows. With them
 
 CALM = 1.2
 CALM_SIGMAS = 1.5
-CALM_EXTRA = 3.0
-"""Times what belongs to the target, and Poisson's noise; three more are for a few per second. As many as were out and
+CALM_EXTRA = 4.0
+"""Times what belongs to the target, and Poisson's noise; four more are for a few per second. As many as were out and
 answered in time are never too many: groups are served as long as that does no harm. Without the noise groups of ten at
 three nodes were denied 4 % for 40 s after a recovery; with 1.0 a dependency 3 times slower lost 3 %."""
 

@@ -51,7 +51,9 @@ class Normal:
         self._latencies_ms = self._squares_ms2 = 0.0
         self._count = 0
         self._learned_ns = 0
-        self._crest = 0.0  # most that was out since an answer was late
+        # Most that was out since an answer was late or it was borne, which it is with so many answers in time in a row:
+        self._crest = self._borne_run = 0.0
+        self._run = 0
 
     @property
     def admitted_s(self) -> float:
@@ -113,13 +115,18 @@ class Normal:
             self._begin_latencies()
 
     def bear(self, out: float, good_run: int) -> None:
-        """Take how many are out: not too many, once as many answers in a row have been in time.
+        """Take how many are out, and how many answers in a row were in time: with as many since, it was not too many.
 
         What chance brings, and is answered late, is too many: else 0.86 and not 0.87 of the goodput at 12 to 50/s.
         """
-        self._crest = max(self._crest, out) if good_run else 0.0
-        if good_run >= self._crest:
+        if good_run < self._run:  # one was late
+            self._crest = 0.0
+        elif good_run >= self._borne_run:
             self.peak = max(self.peak, self._crest)
+            self._crest = 0.0
+        self._run = good_run
+        if out > self._crest:
+            self._crest, self._borne_run = out, good_run + out
 
     def _begin_latencies(self) -> None:
         self._latencies_ms = self._squares_ms2 = 0.0
