@@ -154,7 +154,7 @@ class Guard:
         self._turned_ns = -LEARN_AGAIN_NS  # when times became tight, or ceased to be
         self._in_time_ns = 0  # when answers last were in time,
         self._queued_ns = 0  # and when they were later than normal
-        self._good_ms = 0.0  # a latency below it is in time
+        self._good_ms = inf  # a latency below it is in time; before anything is normal each is
         self._late_max_ms = inf
         self._good_run = 0  # outcomes in a row with such latencies
         self._denied_ns = -NS  # when a check was last turned away: by it, in tight times by whomever
