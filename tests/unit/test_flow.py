@@ -51,7 +51,7 @@ def test_the_memory_falls_quickly_rises_slowly_and_only_fades_in_a_jam_that_lose
     flow = flowing(2, sent=400, answers=400)
     assert remembered(flow, 400, 30, is_jammed=False) == pytest.approx(400, rel=0.01)
     assert remembered(flow, 100, 2, is_jammed=False) < 110
-    assert remembered(flow, 400, 1, is_jammed=False) < 260
+    assert remembered(flow, 400, 0.5, is_jammed=False) < 200
     jam = flowing(2, sent=10, answers=0, lost=10)
     jam.memory_s = 100
     assert 50 < remembered(jam, 0, 2, is_jammed=True) < 100
